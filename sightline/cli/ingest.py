@@ -1,0 +1,10 @@
+"""`sightline ingest`."""
+
+from __future__ import annotations
+
+from sightline.cli.output import Json
+
+
+def ingest(json: Json = False) -> None:
+    """(being built)"""
+    raise ValueError("being built")

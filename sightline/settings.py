@@ -1,0 +1,15 @@
+"""The only file that reads environment variables; everything below the front door gets values as arguments."""
+
+from __future__ import annotations
+
+import os
+
+
+def debug() -> bool:
+    """SIGHTLINE_DEBUG=1: keep tracebacks of user errors, and show the workers' own output."""
+    return os.environ.get("SIGHTLINE_DEBUG", "") not in ("", "0")
+
+
+def ray_address() -> str | None:
+    """RAY_ADDRESS, as Ray's job server sets it for the commands that it runs; None: start a local Ray."""
+    return os.environ.get("RAY_ADDRESS") or None
