@@ -43,3 +43,8 @@ def ray_session(
         yield
     finally:
         ray.shutdown()
+
+
+def available_cpus() -> int:
+    """CPUs that the connected Ray may hand out, over all its nodes."""
+    return int(ray.cluster_resources().get("CPU", 1))

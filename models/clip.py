@@ -28,6 +28,7 @@ class Clip:
         name: what people call it.
         revision: sha256 of its weights; answers carry it.
         templates: prompt templates with `{}` for the label.
+        classes: the class names of the corpus that it was trained on, where it is known.
     """
 
     towers: nn.Module
@@ -36,6 +37,7 @@ class Clip:
     name: str
     revision: str
     templates: tuple[str, ...] = PLAIN_TEMPLATES
+    classes: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:

@@ -1,10 +1,55 @@
-"""`sightline train`."""
+"""`sightline train RECIPE`."""
 
 from __future__ import annotations
 
-from sightline.cli.output import Json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sightline import settings
+from sightline.cli.bars import training_bar
+from sightline.cli.output import Json, emit, facts, log
 
 
-def train(json: Json = False) -> None:
-    """(being built)"""
-    raise ValueError("being built")
+def train(
+    recipe: Annotated[str, typer.Argument(help="clip_demo, clip_small, lit_small, clip_vit_b32, ..., or module:function")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="settings as key=value; corpus=PATH is needed")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Training processes: one a GPU, or a share of the CPU threads.")] = 1,
+    gpus: Annotated[bool, typer.Option(help="Give each worker a GPU (NCCL, bf16).")] = False,
+    runs: Annotated[Path, typer.Option(help="Where runs live; every worker must see this folder.")] = Path("runs"),
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster; without it a local Ray is started.")] = None,
+    json: Json = False,
+) -> None:
+    """Train a recipe on a corpus, to one artifact.
+
+    The same command again goes on from the last checkpoint, or returns the finished artifact. The numbers are the
+    same for any number of workers. The run is named by a hash of everything that affects them.
+
+    \b
+    Example:
+      sightline train clip_demo corpus=corpora/sample --workers 2
+      sightline train lit_small corpus=corpora/flickr8k model.pretrained_image=deit_tiny.safetensors
+      sightline train clip_vit_b32 corpus=/data/pairs steps=100000 global_batch=16384 --workers 32 --gpus
+    """
+    from sightline.infra.session import available_cpus, ray_session
+    from sightline.pipelines.train import job
+    from sightline.pipelines.train.spec import Launch, prepare
+    from sightline.recipes import find_recipe
+
+    spec = prepare(find_recipe(recipe), overrides or [], gpus=gpus)
+    log.print(f"run {spec.recipe}-{spec.run_id}: {spec.steps:,} steps of {spec.global_batch:,}, {spec.precision}")
+    with ray_session(address or settings.ray_address(), debug=settings.debug()):
+        launch = Launch(
+            run_dir=runs.resolve() / f"{spec.recipe}-{spec.run_id}",
+            workers=workers,
+            threads=max(1, available_cpus() // workers),
+            checkpoint_every=checkpoint_every,
+            gpus=gpus,
+        )
+        with training_bar(spec.steps) as show:
+            report = job.run(spec, launch, show)
+    result = asdict(report) | {"artifact": str(report.artifact)}
+    emit(result, json, facts(result))

@@ -1,0 +1,136 @@
+"""A model is two towers from one configuration: open_clip's own, any timm backbone, and two small ones of ours.
+
+`ModelConfig.vision` and `.text` are the fields of open_clip's `CLIPVisionCfg` and `CLIPTextCfg`, so that every open_clip model
+can be written as one of ours. Two additions: timm knows `sightline_conv` (below), and `text={"bag_of_words": true, ...}`
+builds `text.BagOfWords`. The logit scale has shape [1], because FSDP cannot shard scalars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import log
+from typing import Any
+
+import open_clip
+from timm.models import register_model
+from torch import Tensor, nn
+
+from sightline.models.preprocess import Preprocess
+from sightline.models.text import OPEN_CLIP_BPE, BagOfWords
+from sightline.models.zeroshot import PLAIN_TEMPLATES
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides the function which a model computes, apart from its weights.
+
+    Attributes:
+        embed_dim: D, the dimension of the joint embedding space.
+        vision, text: open_clip's tower configurations (`CLIPVisionCfg`, `CLIPTextCfg` fields).
+        preprocess: how images become input.
+        tokenizer: name of the tokenizer, see `text.get_tokenizer`.
+        templates: default prompts for zero-shot use.
+        init_logit_scale: initial log of the inverse temperature (CLIP: log(1/0.07)).
+        pretrained_image: a local checkpoint for the timm image trunk (safetensors), by path; "" trains from scratch.
+        pretrained_image_sha256: its digest, filled in when a run is resolved.
+        lock_image: keep the trunk as loaded and train only its projection (LiT, Zhai et al. 2022).
+    """
+
+    embed_dim: int
+    vision: Mapping[str, Any]
+    text: Mapping[str, Any]
+    preprocess: Preprocess
+    tokenizer: str = OPEN_CLIP_BPE
+    templates: tuple[str, ...] = PLAIN_TEMPLATES
+    init_logit_scale: float = log(1 / 0.07)
+    pretrained_image: str = ""
+    pretrained_image_sha256: str = ""
+    lock_image: bool = False
+
+    @property
+    def context_length(self) -> int:
+        return int(self.text.get("context_length", 77))
+
+
+def build(config: ModelConfig) -> open_clip.CustomTextCLIP:
+    """The towers with random weights, drawn from torch's current generator.
+
+    Raises:
+        ValueError: open_clip or timm do not know a setting of the configuration.
+    """
+    text = dict(config.text)
+    bag_of_words = text.pop("bag_of_words", False)
+    try:
+        towers = open_clip.CustomTextCLIP(
+            embed_dim=config.embed_dim,
+            vision_cfg=dict(config.vision),
+            text_cfg={"layers": 1, "width": 64, "heads": 1, "vocab_size": 1} if bag_of_words else text,
+            init_logit_scale=config.init_logit_scale,
+            nonscalar_logit_scale=True,
+        )
+    except (TypeError, RuntimeError) as error:  # unknown keys and unknown timm names
+        raise ValueError(f"these towers cannot be built: {error}") from error
+    if bag_of_words:
+        towers.text = BagOfWords(
+            width=text["width"], output_dim=config.embed_dim, context_length=config.context_length
+        )
+        towers.context_length, towers.vocab_size = towers.text.context_length, towers.text.vocab_size
+    return towers
+
+
+class Residual(nn.Module):
+    """x + conv(gelu(norm(x))): a pre-activation 3×3 block (He et al. 2016)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(8, width)
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW + self.conv(nn.functional.gelu(self.norm(x_BCHW)))
+
+
+class ConvTower(nn.Module):
+    """A small convolutional trunk with timm's interface: two stride-2 convolutions, then residual blocks at stride 4.
+
+    `forward_features` gives [B, num_features, H/4, W/4]; `forward` pools it by the mean, so a linear projection of the map
+    averages exactly to the image's embedding, and the dense readout is free.
+    """
+
+    def __init__(self, width: int = 64, depth: int = 4) -> None:
+        super().__init__()
+        self.num_features = width
+        self.default_cfg: dict[str, Any] = {"pool_size": (12, 12)}
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width // 2, 3, stride=2, padding=1),
+            nn.GroupNorm(4, width // 2),
+            nn.GELU(),
+            nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
+        )
+        self.blocks = nn.ModuleList(Residual(width) for _ in range(depth))
+        self.norm = nn.GroupNorm(8, width)
+
+    def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
+        if num_classes or global_pool != "avg":
+            raise ValueError("sightline_conv has no classifier and pools by the mean; use timm_pool='avg'")
+
+    def forward_features(self, x_BCHW: Tensor) -> Tensor:
+        x = self.stem(x_BCHW)
+        for block in self.blocks:
+            x = block(x)
+        return nn.functional.gelu(self.norm(x))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.forward_features(x_BCHW).mean((2, 3))
+
+
+@register_model
+def sightline_conv(
+    pretrained: bool = False, pretrained_cfg: Any = None, pretrained_cfg_overlay: Any = None, **options: Any
+) -> ConvTower:
+    """timm's entry point: `timm.create_model("sightline_conv", width=64, depth=4)`."""
+    if pretrained:
+        raise ValueError("sightline_conv has no pretrained weights")
+    options.pop("cache_dir", None)
+    return ConvTower(**options)

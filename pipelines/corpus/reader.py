@@ -1,0 +1,213 @@
+"""Reading a corpus: any row at any moment, from any thread, without copying its bytes.
+
+A row's global index runs through the shards in the manifest's order, then through each shard's rows; with the root it
+names a row forever. Shards are memory-mapped when first touched, so opening costs the manifest alone and only pages
+that are read take memory.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from sightline.pipelines.corpus.manifest import Manifest, read_manifest, read_shards
+from sightline.pipelines.corpus.schema import BATCH_ROWS, BYTES, ROW_FIELDS, SCHEMA, SIDECAR_SCHEMA, SPLIT, Row
+from sightline.pipelines.corpus.shards import ShardRecord
+from sightline.pipelines.corpus.store import LocalStore, open_store
+
+
+class Corpus:
+    """A committed corpus, open for reading. It may be shared between threads, and pickles as its location and root.
+
+    Attributes:
+        path: its folder.
+        manifest: the generation that was current when it was opened.
+    """
+
+    def __init__(self, store: LocalStore, manifest: Manifest, shards: Sequence[ShardRecord]) -> None:
+        self.path = store.root
+        self.manifest = manifest
+        self._store = store
+        self._records = tuple(shards)
+        self._starts = np.cumsum([0, *(shard.rows for shard in shards)]).tolist()
+        self._open: list[_Shard | None] = [None] * len(shards)
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, path: str | Path, root: str | None = None) -> Corpus:
+        """Open the corpus in a folder; with `root`, only if that is its root hash.
+
+        Raises:
+            FileNotFoundError: there is no corpus, or it is incomplete.
+            ValueError: its format or its root is another one.
+        """
+        store = open_store(path)
+        manifest = read_manifest(store)
+        if root is not None and manifest.root != root:
+            raise ValueError(f"{path} has root {manifest.root}, not {root}; name the corpus that was meant")
+        try:
+            shards = read_shards(store, manifest)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{path} is incomplete: {error.filename} is missing; restore it or ingest again"
+            ) from None
+        for shard in shards:
+            if (name := shard.missing(store)) is not None:
+                raise FileNotFoundError(
+                    f"{path} is incomplete: {name} is missing or has another size; restore it or ingest again"
+                )
+        return cls(store, manifest, shards)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Corpus.open, (str(self.path), self.root))
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __repr__(self) -> str:
+        return f"Corpus({str(self.path)!r}, rows={self.rows}, root={self.root[:12]})"
+
+    @property
+    def root(self) -> str:
+        """The root hash (hex): equal roots are equal rows in equal order."""
+        return self.manifest.root
+
+    @property
+    def rows(self) -> int:
+        return self.manifest.rows
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Class names by id, none where the source names none; an id that no class has (ids may have gaps) holds ""."""
+        names = {entry["id"]: entry["name"] for entry in self.manifest.classes}
+        return tuple(names.get(number, "") for number in range(max(names, default=-1) + 1))
+
+    def image(self, index: int) -> memoryview:
+        """The encoded image of a row, where it lies: no copy; valid as long as it is held."""
+        shard, row = self._locate(index)
+        return shard.bytes_at("image", row)
+
+    def mask(self, index: int) -> memoryview | None:
+        """The row's PNG label map, where it lies; None where it has none."""
+        shard, row = self._locate(index)
+        return shard.bytes_or_none("mask", row)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        shard, row = self._locate(index)
+        return tuple(shard.value("captions", row))
+
+    def row(self, index: int) -> Row:
+        """A whole row; its image and mask are memoryviews of the mapped file."""
+        shard, row = self._locate(index)
+        values = {name: shard.value(name, row) for name in ROW_FIELDS if name not in BYTES}
+        values["captions"], values["labels"] = tuple(values["captions"]), tuple(values["labels"])
+        return Row(**values, image=shard.bytes_at("image", row), mask=shard.bytes_or_none("mask", row))
+
+    def sidecar(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Columns of all rows but the bytes, in row order, from the Parquet sidecars.
+
+        Raises:
+            ValueError: there is no such column.
+        """
+        columns = list(SIDECAR_SCHEMA.names if columns is None else columns)
+        if unknown := [name for name in columns if name not in SIDECAR_SCHEMA.names]:
+            raise ValueError(f"the sidecar has no column {unknown[0]!r}; it has {', '.join(SIDECAR_SCHEMA.names)}")
+        schema = pa.schema([SIDECAR_SCHEMA.field(name) for name in columns])
+        tables = [
+            pq.read_table(self._store.path(shard.sidecar), columns=columns).select(columns) for shard in self._records
+        ]
+        return pa.concat_tables([schema.empty_table(), *(table.cast(schema) for table in tables)])
+
+    @cached_property
+    def splits(self) -> dict[str, int]:
+        """How many rows each split has, by name; empty where the source names no splits."""
+        names, codes = self._split_codes
+        counts = np.bincount(codes[codes >= 0], minlength=len(names))
+        return {name: int(count) for name, count in zip(names, counts, strict=True)}
+
+    def select(self, split: str | None = None) -> NDArray[np.int64]:
+        """Global row indices of a split, ascending; of all rows for None.
+
+        Raises:
+            ValueError: no row is in that split.
+        """
+        if split is None:
+            return np.arange(self.rows, dtype=np.int64)
+        names, codes = self._split_codes
+        if split not in names:
+            choices = f"it has {', '.join(names)}" if names else "it has no splits"
+            raise ValueError(f"{self.path} has no split {split!r}; {choices}")
+        return np.flatnonzero(codes == names.index(split)).astype(np.int64)
+
+    @cached_property
+    def _split_codes(self) -> tuple[list[str], NDArray[np.int64]]:
+        """The splits' names, sorted, and per row the position of its split among them (-1: none)."""
+        # Few distinct texts stand in `extra` as a rule, so each is parsed once.
+        extra = self.sidecar(["extra"]).column("extra").combine_chunks().dictionary_encode()
+        of_text = [json.loads(text).get(SPLIT) for text in extra.dictionary.to_pylist()]
+        names = sorted({str(name) for name in of_text if name is not None})
+        position = np.array([-1 if name is None else names.index(str(name)) for name in of_text], dtype=np.int64)
+        return names, position[extra.indices.to_numpy(zero_copy_only=False)]
+
+    def _locate(self, index: int) -> tuple[_Shard, int]:
+        if not 0 <= index < self.manifest.rows:
+            raise IndexError(f"row {index} of a corpus of {self.manifest.rows} rows")
+        number = bisect_right(self._starts, index) - 1
+        shard = self._open[number] or self._open_shard(number)
+        return shard, index - self._starts[number]
+
+    def _open_shard(self, number: int) -> _Shard:
+        with self._lock:
+            shard = self._open[number]
+            if shard is None:
+                shard = self._open[number] = _Shard.open(self._store.path(self._records[number].file))
+        return shard
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A mapped Arrow file: its batches, and for the bytes columns each batch's offsets and its one buffer."""
+
+    batches: tuple[pa.RecordBatch, ...]
+    buffers: dict[str, tuple[tuple[NDArray[np.int64], memoryview], ...]]
+
+    @classmethod
+    def open(cls, path: Path) -> _Shard:
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        assert file.schema == SCHEMA, f"{path} has another schema than {SCHEMA}"
+        batches = tuple(file.get_batch(i) for i in range(file.num_record_batches))
+        return cls(batches, {name: tuple(_views(batch.column(name)) for batch in batches) for name in BYTES})
+
+    def bytes_at(self, column: str, row: int) -> memoryview:
+        number, position = divmod(row, BATCH_ROWS)
+        offsets, data = self.buffers[column][number]
+        return data[offsets[position] : offsets[position + 1]]
+
+    def bytes_or_none(self, column: str, row: int) -> memoryview | None:
+        number, position = divmod(row, BATCH_ROWS)
+        valid = self.batches[number].column(column)[position].is_valid
+        return self.bytes_at(column, row) if valid else None
+
+    def value(self, column: str, row: int) -> Any:
+        number, position = divmod(row, BATCH_ROWS)
+        return self.batches[number].column(column)[position].as_py()
+
+
+def _views(column: pa.LargeBinaryArray) -> tuple[NDArray[np.int64], memoryview]:
+    """The offsets and the bytes of a column as read from a file: unsliced, so its buffers begin with its first row."""
+    assert column.offset == 0
+    _, offsets, data = column.buffers()
+    # pyarrow's views are of signed chars, which image codecs refuse.
+    view = memoryview(data).cast("B") if data is not None else memoryview(b"")
+    return np.frombuffer(offsets, np.int64, len(column) + 1), view

@@ -1,0 +1,189 @@
+"""Writing shard i: all of it becomes visible under names made of its content, and its done record comes last.
+
+A shard is an Arrow IPC file (uncompressed, so that readers map it), a Parquet sidecar without the bytes, and a Parquet
+table of what was rejected. Data files never move: a shard counts once a manifest names it. Whoever finds a done record
+whose files have their sizes need not do the shard again; a duplicate writer produces the same names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sightline.pipelines.corpus.digests import fingerprint, fingerprint_hex, row_digest, shard_content
+from sightline.pipelines.corpus.schema import (
+    BATCH_ROWS,
+    ERRORS_SCHEMA,
+    FILTER,
+    ROW_FIELDS,
+    SCHEMA,
+    SIDECAR_SCHEMA,
+    Rejected,
+    Row,
+)
+from sightline.pipelines.corpus.store import STAGING, LocalStore
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What a manifest knows about a shard; also its done record.
+
+    Attributes:
+        plan, index: the plan's id and the chunk's number.
+        planned: inputs of the chunk; rows + rejected = planned.
+        rows: rows kept.
+        rejected: inputs that became no row, filtered ones included.
+        codes: how many were rejected, by stage and code (`decode/truncated`).
+        file: the Arrow file's name.
+        bytes, sha256: of that file.
+        content, fingerprint: digests of its rows (hex).
+        sidecar, sidecar_bytes: the Parquet file without the images' bytes.
+        errors, errors_bytes: the rejected inputs; None and 0 where there are none.
+    """
+
+    plan: str
+    index: int
+    planned: int
+    rows: int
+    rejected: int
+    codes: dict[str, int]
+    file: str
+    bytes: int
+    sha256: str
+    content: str
+    fingerprint: str
+    sidecar: str
+    sidecar_bytes: int
+    errors: str | None
+    errors_bytes: int
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> ShardRecord:
+        return cls(**fields)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def files(self) -> Iterator[tuple[str, int]]:
+        """The shard's files and their sizes."""
+        yield self.file, self.bytes
+        yield self.sidecar, self.sidecar_bytes
+        if self.errors is not None:
+            yield self.errors, self.errors_bytes
+
+    def missing(self, store: LocalStore) -> str | None:
+        """The first of its files that is absent or of another size; None when all are there."""
+        return next((name for name, size in self.files() if store.size(name) != size), None)
+
+
+def write_shard(store: LocalStore, plan: str, index: int, outcomes: Iterable[Row | Rejected]) -> ShardRecord:
+    """Write shard `index` of a plan, a batch of rows at a time, and its done record."""
+    digests: list[bytes] = []
+    sidecar: list[dict[str, Any]] = []
+    rejected: list[Rejected] = []
+
+    def kept() -> Iterator[Row]:
+        for outcome in outcomes:
+            if isinstance(outcome, Rejected):
+                rejected.append(outcome)
+                continue
+            digests.append(row_digest(outcome))
+            sidecar.append(sidecar_row(len(sidecar), outcome))
+            yield outcome
+
+    with store.temporary() as temporary:
+        write_rows(temporary, kept())
+        nbytes, sha256 = temporary.stat().st_size, file_sha256(temporary)
+        name = f"{plan}/shard-{index:06d}-{sha256[:12]}"
+        store.publish(temporary, f"data/{name}.arrow")
+    sidecar_bytes = write_parquet(store, f"meta/{name}.parquet", sidecar, SIDECAR_SCHEMA)
+    errors = f"errors/{name}.parquet" if rejected else None
+    errors_bytes = write_parquet(store, errors, [vars(item) for item in rejected], ERRORS_SCHEMA) if errors else 0
+    record = ShardRecord(
+        plan=plan,
+        index=index,
+        planned=len(digests) + len(rejected),
+        rows=len(digests),
+        rejected=len(rejected),
+        codes=dict(sorted(Counter(f"{item.stage}/{item.code}" for item in rejected).items())),
+        file=f"data/{name}.arrow",
+        bytes=nbytes,
+        sha256=sha256,
+        content=shard_content(digests).hex(),
+        fingerprint=fingerprint_hex(fingerprint(digests)),
+        sidecar=f"meta/{name}.parquet",
+        sidecar_bytes=sidecar_bytes,
+        errors=errors,
+        errors_bytes=errors_bytes,
+    )
+    store.replace(done_name(plan, index), json.dumps(record.to_json()).encode())
+    return record
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """An Arrow IPC file of the rows. Batches are built from Python values: a slice of equal rows has other bytes."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        for batch in batches(rows):
+            columns = {name: [getattr(row, name) for row in batch] for name in ROW_FIELDS}
+            writer.write_batch(pa.RecordBatch.from_pydict(columns, schema=SCHEMA))
+
+
+def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    batch: list[Row] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == BATCH_ROWS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def sidecar_row(position: int, row: Row) -> dict[str, Any]:
+    return {
+        **vars(row),
+        "row": position,
+        "nbytes": len(row.image),
+        "mask_nbytes": None if row.mask is None else len(row.mask),
+        "aspect": row.width / row.height,
+        "image": None,  # kept for the shard's length of time: the bytes are not
+        "mask": None,
+    }
+
+
+def write_parquet(store: LocalStore, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> int:
+    """Write a small table and return its size in bytes."""
+    with store.temporary() as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, compression="zstd")
+        nbytes = temporary.stat().st_size
+        store.publish(temporary, name)
+    return nbytes
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def done_name(plan: str, index: int) -> str:
+    return f"{STAGING}/{plan}/shard-{index:06d}.json"
+
+
+def done_records(store: LocalStore, plan: str) -> dict[int, ShardRecord]:
+    """The shards of a plan that are done: a record is there, and so are all files that it names."""
+    names = [name for name in store.names(f"{STAGING}/{plan}") if name.endswith(".json")]
+    records = (ShardRecord.from_json(json.loads(store.read(name))) for name in names)
+    return {record.index: record for record in records if record.missing(store) is None}
+
+
+def filtered(codes: Mapping[str, int]) -> int:
+    """How many of the rejected were left out on purpose."""
+    return sum(count for code, count in codes.items() if code.startswith(f"{FILTER}/"))

@@ -1,0 +1,107 @@
+"""Each worker reads its own part of every global batch straight from the memory-mapped corpus, ahead of time, in threads.
+
+What a batch holds is decided by `order.rows_at` and by one generator per (seed, epoch, row); threads and workers only decide when
+it is ready. So batch k is the same set of inputs at any world size: rank r of W holds its rows kB + rB/W to kB + (r+1)B/W.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sightline.models.augment import Augment, augment
+from sightline.models.codec import decode_rgb
+from sightline.models.preprocess import Preprocess
+from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.feed.order import rows_at
+
+Sample = tuple[Tensor, str]
+Loader = Callable[[int, int], Sample]  # (corpus row, epoch) → input and caption
+
+
+def generator(key: str, epoch: int, row: int) -> np.random.Generator:
+    """The only source of randomness for one sample of one epoch."""
+    digest = hashlib.sha256(f"sl-sample-1/{key}/{epoch}/{row}".encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+def caption_of(captions: Sequence[str], row: int, epoch: int) -> str:
+    """An image's captions take turns: over as many epochs as it has captions, each is used once."""
+    return captions[(row + epoch) % len(captions)]
+
+
+def pixel_loader(corpus: Corpus, options: Augment, preprocess: Preprocess, key: str) -> Loader:
+    """Samples as augmented uint8 pixels [3, S, S]."""
+
+    def load(row: int, epoch: int) -> Sample:
+        caption = caption_of(corpus.captions(row), row, epoch)
+        return augment(decode_rgb(corpus.image(row)), caption, options, preprocess, generator(key, epoch, row))
+
+    return load
+
+
+def feature_loader(corpus: Corpus, features: dict[int, Tensor]) -> Loader:
+    """Samples as the locked trunk's cached features [F]; nothing is decoded and nothing augmented."""
+
+    def load(row: int, epoch: int) -> Sample:
+        return features[row], caption_of(corpus.captions(row), row, epoch)
+
+    return load
+
+
+@dataclass(frozen=True)
+class InlineFeed:
+    """This rank's batches, in order, from any step on.
+
+    Attributes:
+        rows: the corpus rows that the run trains on.
+        key: what the order depends on (root, split, seed).
+        global_batch: B, over all ranks; divisible by `world`.
+        threads: how many samples are loaded at once.
+        ahead: how many batches are prepared in advance.
+    """
+
+    load: Loader
+    rows: NDArray[np.int64]
+    key: str
+    global_batch: int
+    rank: int = 0
+    world: int = 1
+    threads: int = 2
+    ahead: int = 2
+
+    def positions(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Corpus rows and epochs of this rank's part of the global batch at `step`."""
+        own = self.global_batch // self.world
+        index, epoch = rows_at(step * self.global_batch + self.rank * own, own, len(self.rows), self.key)
+        return self.rows[index], epoch
+
+    def batches(self, first: int, last: int) -> Iterator[tuple[Tensor, list[str]]]:
+        """Inputs [b, ...] and captions of the steps first, ..., last - 1."""
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="feed") as pool:
+            pending: deque[list[Future[list[Sample]]]] = deque()
+            for step in range(first, last + self.ahead):
+                if step < last:
+                    pending.append(self._submit(pool, step))
+                if step >= first + self.ahead:
+                    yield collate([sample for part in pending.popleft() for sample in part.result()])
+
+    def _submit(self, pool: ThreadPoolExecutor, step: int) -> list[Future[list[Sample]]]:
+        rows, epochs = self.positions(step)
+        parts = np.array_split(np.arange(len(rows)), self.threads)
+        return [pool.submit(self._load, rows[part], epochs[part]) for part in parts]
+
+    def _load(self, rows: NDArray[np.int64], epochs: NDArray[np.int64]) -> list[Sample]:
+        return [self.load(int(row), int(epoch)) for row, epoch in zip(rows, epochs, strict=True)]
+
+
+def collate(samples: list[Sample]) -> tuple[Tensor, list[str]]:
+    return torch.stack([image for image, _ in samples]), [caption for _, caption in samples]

@@ -1,0 +1,78 @@
+"""What may be chosen about an ingest, how far it is, and what it did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sightline.models.codec import MAX_PIXELS
+from sightline.pipelines.corpus.manifest import Manifest
+from sightline.pipelines.corpus.shards import filtered
+
+
+@dataclass(frozen=True)
+class IngestOptions:
+    """What may be chosen.
+
+    Attributes:
+        kind: the kind of source, by name; None: found.
+        shard_rows: inputs per shard; None: derived from their number.
+        seed: of the rows' order.
+        max_pixels: larger images are refused.
+    """
+
+    kind: str | None = None
+    shard_rows: int | None = None
+    seed: int = 0
+    max_pixels: int = MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an ingest is, in shards and inputs; `fresh_rows` and `seconds` are of this run alone."""
+
+    shards: int
+    all_shards: int
+    rows: int
+    all_rows: int
+    rejected: int
+    fresh_rows: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What an ingest did.
+
+    Attributes:
+        seen, kept, filtered, errors: inputs, rows, inputs left out on purpose, inputs that could not become rows.
+        root, generation: of the corpus.
+        images_per_s, seconds: of the run that finished it.
+        rejected_by_code: filtered and errors by `stage/code`.
+    """
+
+    seen: int
+    kept: int
+    filtered: int
+    errors: int
+    root: str
+    generation: int
+    images_per_s: float
+    seconds: float
+    rejected_by_code: dict[str, int]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> IngestReport:
+        left_out = filtered(manifest.codes)
+        report = cls(
+            seen=manifest.seen,
+            kept=manifest.rows,
+            filtered=left_out,
+            errors=manifest.rejected - left_out,
+            root=manifest.root,
+            generation=manifest.generation,
+            images_per_s=manifest.environment["images_per_s"],
+            seconds=manifest.environment["seconds"],
+            rejected_by_code=manifest.codes,
+        )
+        assert report.seen == report.kept + report.filtered + report.errors, f"the totals do not balance: {report}"
+        return report

@@ -1,0 +1,50 @@
+"""The end of a run: the sharded weights become one artifact, with where they came from."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from sightline.models.artifact import Artifact, write
+from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.train.spec import Launch, RunSpec
+
+PACKAGES = ("ray", "torch", "torchvision", "open_clip_torch", "timm", "pyarrow", "numpy", "pillow", "simplejpeg")
+
+
+def write_artifact(
+    spec: RunSpec, launch: Launch, corpus: Corpus, towers: nn.Module, trunk: nn.Module | None, final_loss: float
+) -> None:
+    """Gather the full weights on rank 0 and write `run_dir/artifact`; called by all ranks."""
+    weights = get_model_state_dict(towers, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    folder = launch.run_dir / "artifact"
+    if dist.get_rank() == 0 and not folder.exists():
+        if trunk is not None:
+            weights |= {f"visual.trunk.{name}": tensor.cpu() for name, tensor in trunk.state_dict().items()}
+        artifact = Artifact(
+            name=f"{spec.recipe}-{spec.run_id}",
+            model=spec.model,
+            classes=corpus.classes,
+            provenance=provenance(spec, final_loss),
+        )
+        write(folder, artifact, weights, golden_texts=[*corpus.captions(0), "a photo"])
+    dist.barrier()
+
+
+def provenance(spec: RunSpec, final_loss: float) -> dict[str, Any]:
+    """What an answer is traced back through: the corpus, the run, its end, and what computed it."""
+    return {
+        "corpus_root": spec.data.root,
+        "run_id": spec.run_id,
+        "run": asdict(spec),
+        "steps": spec.steps,
+        "final_loss": final_loss,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "machine": platform.machine(),
+    }

@@ -1,0 +1,80 @@
+"""A locked image tower (LiT, Zhai et al. 2022) never changes, so each image goes through it once and the features are kept.
+
+Training then sees features [F] where it would see pixels: the trunk is taken out of the towers, an identity stands in its place, and the
+artifact gets the trunk back. Images are preprocessed as in evaluation (augmentation would need new features every epoch).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sightline.models.codec import decode_rgb
+from sightline.models.losses import gather
+from sightline.models.towers import ModelConfig
+from sightline.pipelines.corpus.reader import Corpus
+
+BATCH = 32
+
+
+def detach_trunk(towers: nn.Module, config: ModelConfig) -> nn.Module | None:
+    """Load the pretrained trunk, if there is one; if it is locked, take it out of the towers and return it.
+
+    Raises:
+        ValueError: the image tower has no timm trunk, or the checkpoint does not fit it.
+    """
+    if not config.pretrained_image:
+        return None
+    trunk = getattr(towers.visual, "trunk", None)
+    if trunk is None:
+        raise ValueError("model.pretrained_image needs a timm image tower; set model.vision.timm_model_name")
+    weights = {name: tensor.float() for name, tensor in load_file(config.pretrained_image).items()}
+    result = trunk.load_state_dict(weights, strict=False)
+    if result.missing_keys:
+        raise ValueError(
+            f"{config.pretrained_image} does not fit {config.vision['timm_model_name']}: it lacks {result.missing_keys[:3]}"
+        )
+    if not config.lock_image:
+        return None
+    towers.visual.trunk = nn.Identity()
+    return trunk.eval().requires_grad_(False)
+
+
+def features(
+    trunk: nn.Module, corpus: Corpus, rows: NDArray[np.int64], config: ModelConfig, run_dir: Path, device: torch.device
+) -> dict[int, Tensor]:
+    """Row → the trunk's pooled features [F] float32; computed by all ranks together once, then read from the run's folder."""
+    name = hashlib.sha256(
+        f"{corpus.root}/{config.pretrained_image_sha256}/{config.preprocess}/{config.vision}".encode()
+    ).hexdigest()[:12]
+    path = run_dir / f"features-{name}.safetensors"
+    if not path.is_file():
+        _compute(trunk.to(device), corpus, rows, config, path, device)
+    stored = load_file(path)
+    return dict(zip(stored["rows"].tolist(), stored["features"], strict=True))
+
+
+def _compute(
+    trunk: nn.Module, corpus: Corpus, rows: NDArray[np.int64], config: ModelConfig, path: Path, device: torch.device
+) -> None:
+    rank, world = dist.get_rank(), dist.get_world_size()
+    # Every rank takes equally many, so that they can be gathered; the last ones are taken twice and dropped again.
+    padded = np.resize(rows, -(-len(rows) // world) * world).reshape(world, -1)
+    own = []
+    with torch.inference_mode():
+        for part in np.array_split(padded[rank], max(1, padded.shape[1] // BATCH)):
+            pixels = torch.stack([config.preprocess.pixels(decode_rgb(corpus.image(int(row)))) for row in part])
+            own.append(trunk(config.preprocess.normalise(pixels.to(device))).float().cpu())
+    every = gather(torch.cat(own).clone().to(device), dist.group.WORLD).cpu()[: len(rows)]
+    if rank == 0:
+        temporary = path.with_suffix(".tmp")
+        save_file({"rows": torch.from_numpy(rows), "features": every}, temporary)
+        temporary.replace(path)
+    dist.barrier()

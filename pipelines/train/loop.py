@@ -1,0 +1,146 @@
+"""The one training loop, for every objective, at any world size, under Ray Train, torchrun or alone.
+
+Ways in which a run starts, in order: (1) its artifact exists: nothing to do; (2) a complete checkpoint exists: go on from its step;
+(3) from the seed. The numbers of a step depend on the run's specification and the step alone: batch k is a function of k, the
+learning rate is a function of k, augmentation is keyed by (seed, epoch, row), and the loss is the one over the global batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import cos, pi
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from sightline.models.sharding import REPLICATED, clip_gradients, reduce_replicated, shard
+from sightline.models.text import get_tokenizer
+from sightline.models.towers import build
+from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.feed.inline import InlineFeed, feature_loader, pixel_loader
+from sightline.pipelines.train import checkpoints, locked
+from sightline.pipelines.train.finish import write_artifact
+from sightline.pipelines.train.spec import Launch, OptimConfig, RunSpec
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step reports; the loss is the one over the global batch."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    logit_scale: float
+    samples_per_s: float
+
+
+def train(
+    spec: RunSpec,
+    launch: Launch,
+    corpus: Corpus,
+    report: Callable[[Step], None] = lambda step: None,
+) -> list[Step]:
+    """Train on this rank of an initialised process group; on rank 0, end with the artifact in `launch.run_dir`.
+
+    Returns:
+        The steps that this call did (none if it only had to finish).
+
+    Raises:
+        ValueError: the global batch does not split evenly over the workers.
+        FloatingPointError: a loss that is not finite; the last checkpoint stays as it was.
+    """
+    rank, world, group = dist.get_rank(), dist.get_world_size(), dist.group.WORLD
+    assert group is not None
+    if spec.global_batch % world:
+        raise ValueError(f"global_batch={spec.global_batch} does not split evenly over {world} workers")
+    device = torch.device("cuda", torch.cuda.current_device()) if launch.gpus else torch.device("cpu")
+
+    # -- towers: the same random weights on every rank, then each keeps its shards
+    torch.manual_seed(spec.seed)
+    towers = build(spec.model)
+    trunk = locked.detach_trunk(towers, spec.model)
+    shard(towers.to(device), init_device_mesh(device.type, (world,)), bf16=spec.precision == "bf16")
+    optimizer = adamw(towers, spec.optim)
+
+    # -- data: this rank's part of every batch, from any step on
+    rows = corpus.select(spec.data.split)
+    if trunk is None:
+        load = pixel_loader(corpus, spec.data.augment, spec.model.preprocess, spec.order_key)
+    else:
+        load = feature_loader(corpus, locked.features(trunk, corpus, rows, spec.model, launch.run_dir, device))
+    feed = InlineFeed(load, rows, spec.order_key, spec.global_batch, rank, world)
+    loss_of = spec.objective.prepare(get_tokenizer(spec.model.tokenizer, spec.model.context_length), group)
+
+    # -- where to start
+    folder = launch.run_dir / "checkpoints"
+    checkpoint = checkpoints.newest(folder, spec.run_id)
+    if checkpoint:
+        checkpoints.load(checkpoint, towers, optimizer)
+    first = checkpoint.step if checkpoint else 0
+
+    # -- the loop
+    done: list[Step] = []
+    began = time.monotonic()
+    for step, (inputs, captions) in enumerate(feed.batches(first, spec.steps), start=first):
+        lr = learning_rate(spec.optim, step, spec.steps)
+        for param_group in optimizer.param_groups:
+            param_group["lr"] = lr
+        inputs = inputs.to(device)
+        loss = loss_of(towers, spec.model.preprocess.normalise(inputs) if trunk is None else inputs, captions)
+        loss.backward()
+        reduce_replicated(towers, group)
+        norm = clip_gradients(towers, group, spec.optim.clip_norm or float("inf"))
+        mean_loss = loss.detach().clone()
+        dist.all_reduce(mean_loss, group=group)
+        if not torch.isfinite(mean_loss):
+            raise FloatingPointError(f"the loss of step {step} is {float(mean_loss)}; {folder} keeps the state before it")
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            towers.logit_scale.clamp_(max=4.6052)  # 100, as in CLIP
+        now = time.monotonic()
+        done.append(
+            Step(step + 1, float(mean_loss) / world, float(norm), lr, float(towers.logit_scale.exp()), spec.global_batch / (now - began))
+        )
+        began = now
+        if rank == 0:
+            report(done[-1])
+        if (step + 1) % launch.checkpoint_every == 0 or step + 1 == spec.steps:
+            checkpoints.save(folder, step + 1, done[-1].loss, spec.run_id, towers, optimizer)
+    last = done[-1] if done else checkpoint
+    assert last is not None
+    write_artifact(spec, launch, corpus, towers, trunk, last.loss)
+    return done
+
+
+def adamw(towers: nn.Module, options: OptimConfig) -> torch.optim.AdamW:
+    """AdamW in three groups: matrices decay, vectors do not, and the replicated scale stands apart (it is no DTensor)."""
+    named = [(name, parameter) for name, parameter in towers.named_parameters() if parameter.requires_grad]
+    no_decay = towers.no_weight_decay() if hasattr(towers, "no_weight_decay") else set()
+    matrices = [p for name, p in named if p.ndim >= 2 and name not in no_decay]
+    vectors = [p for name, p in named if (p.ndim < 2 or name in no_decay) and name not in REPLICATED]
+    scale = [p for name, p in named if name in REPLICATED]
+    groups = [
+        {"params": matrices, "weight_decay": options.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+        {"params": scale, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=options.lr,
+        betas=(options.beta1, options.beta2),
+        eps=options.eps,
+    )
+
+
+def learning_rate(options: OptimConfig, step: int, steps: int) -> float:
+    """Linear warm-up, then half a cosine to zero (Loshchilov and Hutter 2017)."""
+    if step < options.warmup_steps:
+        return options.lr * (step + 1) / options.warmup_steps
+    progress = (step - options.warmup_steps) / max(1, steps - options.warmup_steps)
+    return options.lr * (1 + cos(pi * progress)) / 2

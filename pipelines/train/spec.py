@@ -1,0 +1,214 @@
+"""A run is a frozen specification: everything that affects numbers is in `RunSpec`, and its canonical JSON names the run.
+
+A recipe is a function that returns a `RunSpec`; the command line overrides fields by `key=value`, checked against their types.
+Where a run executes (how many workers, where its files go) is `Launch`, which cannot change a number and is not hashed. Paths are not
+hashed either: the corpus counts by its root hash and pretrained weights by their digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from sightline.models.augment import Augment
+from sightline.models.objectives import Contrastive
+from sightline.models.towers import ModelConfig
+from sightline.pipelines.corpus.reader import Corpus
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is trained on: the rows of `split` in the corpus whose root hash is `root` (filled in when the run is resolved)."""
+
+    corpus: str = ""
+    root: str = ""
+    split: str | None = None
+    augment: Augment = field(default_factory=Augment)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW (Loshchilov and Hutter 2019) with linear warm-up and cosine decay to zero; gains, biases and embeddings of
+    position do not decay."""
+
+    lr: float = 1e-3
+    warmup_steps: int = 30
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-6
+    clip_norm: float | None = 1.0
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that decides a run's numbers.
+
+    Attributes:
+        steps: optimizer steps in all.
+        global_batch: pairs a step, over all workers.
+        precision: `auto` is bf16 where the device has it and fp32 elsewhere; resolved before the run is named.
+    """
+
+    recipe: str
+    model: ModelConfig
+    objective: Contrastive
+    data: DataConfig
+    optim: OptimConfig
+    steps: int
+    global_batch: int
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    @property
+    def run_id(self) -> str:
+        """Twelve hex digits that name the run: sha256 of what decides its numbers."""
+        fields = asdict(self)
+        fields["data"].pop("corpus")
+        fields["model"].pop("pretrained_image")
+        return hashlib.sha256(canonical_json(fields).encode()).hexdigest()[:12]
+
+    @property
+    def order_key(self) -> str:
+        """What the data order depends on besides the epoch."""
+        return f"{self.data.root}/{self.data.split or ''}/{self.seed}"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Where and how a run executes; none of it changes a number.
+
+    Attributes:
+        run_dir: the folder of checkpoints, metrics and the artifact; every worker sees it.
+        workers: processes, one a GPU or one a group of CPU threads.
+        threads: CPU threads a worker; on the CPU they compute, beside a GPU they load data.
+        checkpoint_every: steps between checkpoints.
+        gpus: whether each worker has a GPU.
+        retries: how often lost workers are started again.
+    """
+
+    run_dir: Path
+    workers: int = 1
+    threads: int = 1
+    checkpoint_every: int = 200
+    gpus: bool = False
+    retries: int = 3
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=list)
+
+
+def prepare(spec: RunSpec, overrides: Sequence[str], *, gpus: bool) -> RunSpec:
+    """A recipe's spec with the user's overrides, its corpus opened and everything resolved.
+
+    Raises:
+        ValueError, FileNotFoundError: an override, the corpus or the selection is not usable; the message says what to change.
+    """
+    spec = override(spec, overrides)
+    if not spec.data.corpus:
+        raise ValueError("which corpus? give corpus=PATH of a folder that `sightline ingest` wrote")
+    corpus = Corpus.open(spec.data.corpus, spec.data.root or None)
+    return resolve(spec, corpus, bf16_available=gpus and torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+
+
+def resolve(spec: RunSpec, corpus: Corpus, *, bf16_available: bool) -> RunSpec:
+    """The spec with everything filled in that depends on the corpus, the device and local files.
+
+    Raises:
+        ValueError: the selection is smaller than a global batch.
+        FileNotFoundError: the pretrained image tower is not there.
+    """
+    rows = len(corpus.select(spec.data.split))
+    if rows < spec.global_batch:
+        raise ValueError(
+            f"the corpus has {rows} rows in split {spec.data.split!r}, fewer than one global batch of {spec.global_batch}; "
+            f"give global_batch={max(1, rows)} or a larger corpus"
+        )
+    model = spec.model
+    if model.pretrained_image:
+        path = Path(model.pretrained_image)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no pretrained image tower at {path}; give model.pretrained_image=PATH of a timm safetensors file"
+            )
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        model = replace(model, pretrained_image=str(path.resolve()), pretrained_image_sha256=digest)
+    elif model.lock_image:
+        raise ValueError("a locked image tower needs its weights; give model.pretrained_image=PATH of a timm safetensors file")
+    precision = ("bf16" if bf16_available else "fp32") if spec.precision == "auto" else spec.precision
+    # Workers may have another working directory than the command that started them.
+    location = str(Path(spec.data.corpus).resolve())
+    return replace(spec, model=model, precision=precision, data=replace(spec.data, root=corpus.root, corpus=location))
+
+
+def adapter() -> TypeAdapter[RunSpec]:
+    """Checks values against the fields' types; unknown keys never get here (`full_path`)."""
+    return TypeAdapter(RunSpec)
+
+
+def from_json(text: str) -> RunSpec:
+    """A spec from its canonical JSON."""
+    return adapter().validate_json(text)
+
+
+def override(spec: RunSpec, assignments: Sequence[str]) -> RunSpec:
+    """The spec with `key=value` applied: keys are dotted paths, or a last part that only one path has (`lr` for `optim.lr`).
+
+    Raises:
+        ValueError: an assignment without `=`, an unknown or ambiguous key, or a value of the wrong type.
+    """
+    fields = asdict(spec)
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator:
+            raise ValueError(f"{assignment!r} is no override; write key=value, as in steps=100 or optim.lr=1e-3")
+        *parents, last = full_path(fields, key)
+        node = fields
+        for name in parents:
+            node = node[name]
+        node[last] = parsed(text)
+    try:
+        return adapter().validate_python(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{where}={first['input']!r}: {first['msg']}") from error
+
+
+def full_path(fields: Mapping[str, Any], key: str) -> list[str]:
+    """The path that a dotted or short key means."""
+    paths = list(_paths(fields, ()))
+    exact = [path for path in paths if ".".join(path) == key]
+    # The towers' dictionaries are open_clip's: they take any of its settings, also ones that the recipe does not mention.
+    if not exact and key.startswith(("model.vision.", "model.text.")) and key.count(".") == 2:
+        return key.split(".")
+    short = exact or [path for path in paths if path[-1] == key]
+    if len(short) == 1:
+        return list(short[0])
+    if short:
+        raise ValueError(f"{key!r} is ambiguous; it may be {' or '.join('.'.join(path) for path in short)}")
+    raise ValueError(f"unknown setting {key!r}; settings are {', '.join('.'.join(path) for path in paths)}")
+
+
+def _paths(node: Mapping[str, Any], above: tuple[str, ...]) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    for name, value in node.items():
+        found += _paths(value, (*above, name)) if isinstance(value, Mapping) and value else [(*above, name)]
+    return found
+
+
+def parsed(text: str) -> Any:
+    """A JSON value where the text is one, otherwise the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
