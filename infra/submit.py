@@ -8,15 +8,19 @@ connection breaks; losing the connection never stops a job.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import shlex
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import aiohttp
 import httpx
@@ -37,9 +41,7 @@ CONNECT_S = 10
 LOST_CONTACT = (aiohttp.ClientError, requests.RequestException, ConnectionError, RuntimeError)
 # These loggers of Ray's client report each of its steps, and set their own level.
 CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
-WANTS_TOKEN = (
-    "{} wants a valid token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
-)
+WANTS_TOKEN = "{} wants a valid token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,40 @@ def job_server(address: str | None) -> Iterator[Server]:
     if address is not None:
         yield Server(connect(address), address, local=False)
         return
-    with ray_session(dashboard=True):
+    with ExitStack() as running:
+        with free_agent_port(), ctrl_c_ignored():
+            running.enter_context(ray_session(dashboard=True))
         # With a Ray already there, init starts nothing and returns its context.
         context = ray.init(ignore_reinit_error=True, logging_level=logging.ERROR)
         url = f"http://{context.dashboard_url}"
         yield Server(connect(url), url, local=True)
+
+
+def free_agent_port() -> AbstractContextManager[object]:
+    """Let a local Ray that starts meanwhile run jobs although another Ray runs on this machine.
+
+    The node's agent starts the jobs, and listens on one fixed port (52365), whoever has it already. `ray start` has an
+    option for that and `ray.init` has none (2.60), so the class behind both gets another default.
+    """
+    anywhere = functools.partial(ray._private.parameter.RayParams, dashboard_agent_listen_port=0)
+    return mock.patch("ray._private.parameter.RayParams", anywhere)
+
+
+@contextmanager
+def ctrl_c_ignored() -> Iterator[None]:
+    """Processes that start meanwhile ignore Ctrl-C for good, as they inherit that.
+
+    A terminal sends it to all of them. Ray blocks it, but the dashboard's multiprocessing opens it again, and the dashboard
+    would be half dead when it is asked to stop the job. Signals belong to the main thread: another one changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def connect(address: str) -> JobSubmissionClient:
@@ -104,19 +135,26 @@ def connect(address: str) -> JobSubmissionClient:
 
 
 def send(server: Server, command: Sequence[str], package: Package) -> str:
-    """Start `sightline COMMAND...` as a job and return its id."""
-    return server.client.submit_job(
-        entrypoint=entrypoint(command, Path.cwd() if server.local else None),
-        runtime_env={
-            "py_modules": [str(package.folder)],
-            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
-        },
-        metadata={
-            "sightline_command": shlex.join(command),
-            "sightline_package": package.name,
-            "sightline_sha256": package.sha256,
-        },
-    )
+    """Start `sightline COMMAND...` as a job and return its id.
+
+    Raises:
+        ConnectionError: the server does not take it.
+    """
+    try:
+        return server.client.submit_job(
+            entrypoint=entrypoint(command, Path.cwd() if server.local else None),
+            runtime_env={
+                "py_modules": [str(package.folder)],
+                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+            },
+            metadata={
+                "sightline_command": shlex.join(command),
+                "sightline_package": package.name,
+                "sightline_sha256": package.sha256,
+            },
+        )
+    except (requests.RequestException, RuntimeError) as error:
+        raise ConnectionError(f"{server.address} did not take the job: {error}") from error
 
 
 def entrypoint(command: Sequence[str], folder: Path | None) -> str:

@@ -4,8 +4,8 @@
     weights.safetensors    the towers
     golden.safetensors     images, tokens and the embeddings that the trained model gave them
 
-Loading re-hashes the files, rebuilds the towers, and recomputes the golden embeddings on the machine that will answer: a replica whose
-numbers differ takes no traffic. `artifact.json` is written last, and the folder appears by one rename.
+Loading re-hashes the files, rebuilds the towers, and recomputes the golden embeddings on the machine that will answer:
+a replica whose numbers differ takes no traffic. `artifact.json` is written last, and the folder appears by one rename.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from sightline.models.clip import Clip
 from sightline.models.preprocess import Preprocess
 from sightline.models.text import get_tokenizer
-from sightline.models.towers import ModelConfig, build
+from sightline.models.towers import ModelConfig, Towers, build
 
 FORMAT = "sightline-artifact/1"
 DESCRIPTION, WEIGHTS, GOLDEN = "artifact.json", "weights.safetensors", "golden.safetensors"
@@ -141,16 +141,14 @@ def golden_images(size: int, count: int = 4) -> Tensor:
     return torch.cat([F.interpolate(noise.to(torch.uint8), size=(size, size), mode="nearest") for noise in coarse])
 
 
-def _towers(config: ModelConfig, weights: Path) -> nn.Module:
+def _towers(config: ModelConfig, weights: Path) -> Towers:
     with torch.random.fork_rng(devices=[]):
         towers = build(config)
     towers.load_state_dict(load_file(weights))
     return towers.eval().requires_grad_(False)
 
 
-def _golden_embeddings(
-    towers: nn.Module, preprocess: Preprocess, image_B3SS: Tensor, tokens_NT: Tensor
-) -> tuple[Tensor, Tensor]:
+def _golden_embeddings(towers: Towers, preprocess: Preprocess, image_B3SS: Tensor, tokens_NT: Tensor) -> tuple[Tensor, Tensor]:
     device = next(towers.parameters()).device
     with torch.inference_mode():
         image_BD = towers.encode_image(preprocess.normalise(image_B3SS.to(device)))

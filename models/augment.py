@@ -1,7 +1,7 @@
 """Augmentation as a pure function of one image, its caption and a generator: no state, no global randomness.
 
-The generator is keyed by (seed, epoch, row), never by worker, so the world size cannot change what a model sees. An augmentation that
-makes a word untrue takes the word out of the caption.
+The generator is keyed by (seed, epoch, row), never by worker, so the world size cannot change what a model sees. An
+augmentation that makes a word untrue takes the word out of the caption.
 """
 
 from __future__ import annotations

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sightline.models.preprocess import Preprocess
 from sightline.models.text import Tokenizer
+from sightline.models.towers import Towers
 from sightline.models.zeroshot import PLAIN_TEMPLATES, fill
 
 
@@ -31,7 +32,7 @@ class Clip:
         classes: the class names of the corpus that it was trained on, where it is known.
     """
 
-    towers: nn.Module
+    towers: Towers
     preprocess: Preprocess
     tokenizer: Tokenizer
     name: str

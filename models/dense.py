@@ -19,10 +19,12 @@ from open_clip.transformer import VisionTransformer
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import Tensor, nn
 
+from sightline.models.towers import Towers
+
 NEIGHBOUR_SIGMA = 5.0  # in patches
 
 
-def dense_features(towers: nn.Module, image_BCHW: Tensor) -> Tensor:
+def dense_features(towers: Towers, image_BCHW: Tensor) -> Tensor:
     """Features [B, D, h, w] of normalised images [B, 3, H, W], not scaled to unit length.
 
     Raises:

@@ -6,12 +6,12 @@ import hashlib
 from pathlib import Path
 
 import open_clip
-import torch
 from safetensors.torch import save
 
 from sightline.models import artifact
 from sightline.models.clip import Clip
 from sightline.models.preprocess import Preprocess
+from sightline.models.towers import Towers
 from sightline.models.zeroshot import PHOTO_TEMPLATES
 
 CHOICES = (
@@ -67,7 +67,7 @@ def _open_clip(identifier: str, tag: str | None, name: str, device: str) -> Clip
     )
 
 
-def _digest(towers: torch.nn.Module) -> str:
+def _digest(towers: Towers) -> str:
     """sha256 of all weights, however they were stored."""
     digest = hashlib.sha256()
     for key, tensor in sorted(towers.state_dict().items()):

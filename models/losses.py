@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 
 class _Gather(torch.autograd.Function):
@@ -27,7 +26,7 @@ class _Gather(torch.autograd.Function):
         return gather(rows_bD, group)
 
     @staticmethod
-    def backward(ctx: FunctionCtx | Any, grad_BD: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_BD: Tensor) -> tuple[Tensor, None]:
         total_BD = grad_BD.contiguous()
         dist.all_reduce(total_BD, group=ctx.group)
         first = dist.get_rank(ctx.group) * ctx.rows
@@ -83,6 +82,7 @@ def word_loss(
     present_bG: Tensor,
     scale: Tensor,
     group: dist.ProcessGroup | None = None,
+    left_out_bG: Tensor | None = None,
 ) -> Tensor:
     """Which word of a group of alternatives does the image show? Softmax cross-entropy against the words' own embeddings.
 
@@ -94,12 +94,17 @@ def word_loss(
         word_GD: unit text embeddings of the group's words.
         present_bG: bool, the words in each row's caption; several share the target equally.
         scale: the inverse temperature.
+        left_out_bG: bool, words that are no alternatives for a row; a word that is present must not be left out.
     """
+    logits_bG = scale * image_bD @ word_GD.T
+    if left_out_bG is not None:
+        # Finite, because a left-out word's probability is still multiplied by its target of 0.
+        logits_bG = logits_bG.masked_fill(left_out_bG, torch.finfo(logits_bG.dtype).min / 2)
     target_bG = present_bG.float()
     count_b = target_bG.sum(1)
     world = 1 if group is None else dist.get_world_size(group)
     taking_part = (count_b > 0).sum().float()
     if group is not None:
         dist.all_reduce(taking_part, group=group)
-    loss_b = -(F.log_softmax(scale * image_bD @ word_GD.T, dim=1) * target_bG).sum(1) / count_b.clamp(min=1)
+    loss_b = -(F.log_softmax(logits_bG, dim=1) * target_bG).sum(1) / count_b.clamp(min=1)
     return loss_b.sum() * world / taking_part.clamp(min=1)

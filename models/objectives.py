@@ -7,27 +7,34 @@ the global batch. Legend: b rows of this rank, D embedding, G words, T tokens.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sightline.models.losses import info_nce, word_loss
 from sightline.models.text import Tokenizer
+from sightline.models.towers import Towers
 
-
-LossFunction = Callable[[nn.Module, Tensor, Sequence[str]], Tensor]
+WORD = re.compile(r"\w+")
+LossFunction = Callable[[Towers, Tensor, Sequence[str]], Tensor]
 
 
 class Objective(Protocol):
     """The one signature of every objective."""
 
-    def prepare(self, tokenizer: Tokenizer, group: dist.ProcessGroup | None) -> LossFunction:
-        """The loss as a function of (towers, the image tower's input [b, ...], captions)."""
+    def prepare(
+        self, tokenizer: Tokenizer, group: dist.ProcessGroup | None, all_captions: Callable[[], Iterable[str]]
+    ) -> LossFunction:
+        """The loss as a function of (towers, the image tower's input [b, ...], captions).
+
+        `all_captions` goes through every caption of the training selection, for objectives that need to know them.
+        """
 
 
 @dataclass(frozen=True)
@@ -38,18 +45,27 @@ class Contrastive:
         equal_captions_are_no_negatives: rows whose captions are equal do not push each other away.
         word_groups: groups of alternatives ("red", "green", ...); each gives a `word_loss`.
         word_weight: weight of the mean word loss beside InfoNCE.
+        unseen_pairs_are_no_negatives: a word that no training caption ever puts next to another word of the row's caption is
+            left out of the row's alternatives. That the corpus lacks red threes says nothing about what a red three
+            is; without this, "red, so not three" is learnt as a rule.
     """
 
     equal_captions_are_no_negatives: bool = False
     word_groups: tuple[tuple[str, ...], ...] = ()
     word_weight: float = 0.5
+    unseen_pairs_are_no_negatives: bool = False
 
-    def prepare(self, tokenizer: Tokenizer, group: dist.ProcessGroup | None) -> LossFunction:
+    def prepare(
+        self, tokenizer: Tokenizer, group: dist.ProcessGroup | None, all_captions: Callable[[], Iterable[str]]
+    ) -> LossFunction:
         words = [word for alternatives in self.word_groups for word in alternatives]
-        word_tokens_GT = tokenizer(words) if words else None
         sizes = [len(alternatives) for alternatives in self.word_groups]
+        word_tokens_GT = tokenizer(words) if words else None
+        strangers_GG = None
+        if words and self.unseen_pairs_are_no_negatives:
+            strangers_GG = strangers(all_captions(), self.word_groups)
 
-        def loss(towers: nn.Module, inputs: Tensor, captions: Sequence[str]) -> Tensor:
+        def loss(towers: Towers, inputs: Tensor, captions: Sequence[str]) -> Tensor:
             tokens_bT = tokenizer(list(captions)).to(inputs.device)
             texts_T = tokens_bT if word_tokens_GT is None else torch.cat([tokens_bT, word_tokens_GT.to(inputs.device)])
             image_bD, text_D, _ = towers(inputs, texts_T)
@@ -60,18 +76,40 @@ class Contrastive:
             same_as_b = caption_ids(tokens_bT) if self.equal_captions_are_no_negatives else None
             total = info_nce(image_bD, text_bD, scale, group, same_as_b)
             if words:
-                present_bG = words_present(captions, words).to(inputs.device)
-                parts = zip(word_GD.split(sizes), present_bG.split(sizes, dim=1), strict=True)
-                per_group = [word_loss(image_bD, some_GD, in_bG, scale, group) for some_GD, in_bG in parts]
+                present_bG = words_present(captions, words)
+                left_out_bG = torch.zeros_like(present_bG)
+                if strangers_GG is not None:
+                    left_out_bG = (present_bG.float() @ strangers_GG.float() > 0) & ~present_bG
+                parts = zip(
+                    word_GD.split(sizes),
+                    present_bG.to(inputs.device).split(sizes, dim=1),
+                    left_out_bG.to(inputs.device).split(sizes, dim=1),
+                    strict=True,
+                )
+                per_group = [word_loss(image_bD, w_GD, in_bG, scale, group, out_bG) for w_GD, in_bG, out_bG in parts]
                 total = total + self.word_weight * torch.stack(per_group).mean()
             return total
 
         return loss
 
 
+def strangers(captions: Iterable[str], word_groups: Sequence[Sequence[str]]) -> Tensor:
+    """bool [G, G], symmetric: pairs of words of different groups that stand next to each other in no caption."""
+    words = [word for alternatives in word_groups for word in alternatives]
+    member = torch.tensor([i for i, alternatives in enumerate(word_groups) for _ in alternatives])
+    place = {word: i for i, word in enumerate(words)}
+    unseen_GG = member[:, None] != member[None, :]
+    for caption in captions:
+        found = [place.get(word, -1) for word in WORD.findall(caption.lower())]
+        for first, second in pairwise(found):
+            if first >= 0 and second >= 0:
+                unseen_GG[first, second] = unseen_GG[second, first] = False
+    return unseen_GG
+
+
 def words_present(captions: Sequence[str], words: Sequence[str]) -> Tensor:
     """bool [b, G]: which of the words stand in which caption, as whole words."""
-    sets = [set(re.findall(r"\w+", caption.lower())) for caption in captions]
+    sets = [set(WORD.findall(caption.lower())) for caption in captions]
     return torch.tensor([[word in present for word in words] for present in sets], dtype=torch.bool)
 
 

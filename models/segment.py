@@ -3,7 +3,7 @@
     features  dense readout of the tower                                  [D, h, w]
     scores    features · (label − mean of the contrast prompts)           [L, h, w]   what all labels share says nothing
     upsampled to the image, refined along its edges                       [L, H, W]
-    a pixel belongs to the label whose score, relative to that label's largest, is highest, if it exceeds `threshold`; else background
+    relative to each label's largest score: a pixel belongs to the highest label, if that exceeds `threshold`; else to none
 
 Legend: L labels, D embedding, H W the image's pixels, h w the tower's grid.
 """
@@ -60,9 +60,7 @@ class Segmentation:
 
 
 @torch.inference_mode()
-def segment(
-    model: Clip, rgb_HWC: NDArray[np.uint8], labels: Sequence[str], options: SegmentOptions | None = None
-) -> Segmentation:
+def segment(model: Clip, rgb_HWC: NDArray[np.uint8], labels: Sequence[str], options: SegmentOptions | None = None) -> Segmentation:
     """Segment an RGB image by labels, at its own size.
 
     Raises:

@@ -14,11 +14,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from sightline.models.towers import Towers
+
 REPLICATED = ("logit_scale", "logit_bias")
 BLOCK_LISTS = ("resblocks", "blocks", "stages", "layers")  # open_clip's name, then timm's
 
 
-def blocks(towers: nn.Module) -> list[nn.Module]:
+def blocks(towers: Towers) -> list[nn.Module]:
     """The repeated blocks of both towers, outermost lists only, in order; a tower without any is one block itself."""
     found: list[nn.Module] = []
     for tower in (towers.visual, towers.text):
@@ -34,12 +36,12 @@ def _blocks_below(module: nn.Module) -> list[nn.Module]:
     return [block for child in module.children() for block in _blocks_below(child)]
 
 
-def replicated(towers: nn.Module) -> list[nn.Parameter]:
+def replicated(towers: Towers) -> list[nn.Parameter]:
     """The parameters that every rank holds whole."""
     return [p for name, p in towers.named_parameters() if name in REPLICATED]
 
 
-def shard(towers: nn.Module, mesh: DeviceMesh, *, bf16: bool) -> nn.Module:
+def shard(towers: Towers, mesh: DeviceMesh, *, bf16: bool) -> Towers:
     """Shard the towers in place over the mesh; with bf16 the blocks compute in bf16 and gradients are reduced in fp32."""
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32) if bf16 else MixedPrecisionPolicy()
     for block in blocks(towers):
@@ -48,7 +50,7 @@ def shard(towers: nn.Module, mesh: DeviceMesh, *, bf16: bool) -> nn.Module:
     return towers
 
 
-def reduce_replicated(towers: nn.Module, group: dist.ProcessGroup | None) -> None:
+def reduce_replicated(towers: Towers, group: dist.ProcessGroup | None) -> None:
     """Average the replicated parameters' gradients over the ranks, as FSDP does with the sharded ones."""
     for parameter in replicated(towers):
         if parameter.grad is not None and group is not None:
@@ -56,7 +58,7 @@ def reduce_replicated(towers: nn.Module, group: dist.ProcessGroup | None) -> Non
             parameter.grad /= dist.get_world_size(group)
 
 
-def grad_norm(towers: nn.Module, group: dist.ProcessGroup | None) -> Tensor:
+def grad_norm(towers: Towers, group: dist.ProcessGroup | None) -> Tensor:
     """The global L2 norm of all gradients, sharded and replicated, as one process would compute it."""
     device = next(towers.parameters()).device
     sharded, whole = torch.zeros((), device=device), torch.zeros((), device=device)
@@ -70,7 +72,7 @@ def grad_norm(towers: nn.Module, group: dist.ProcessGroup | None) -> Tensor:
     return (sharded + whole).sqrt()
 
 
-def clip_gradients(towers: nn.Module, group: dist.ProcessGroup | None, largest: float) -> Tensor:
+def clip_gradients(towers: Towers, group: dist.ProcessGroup | None, largest: float) -> Tensor:
     """Scale all gradients so that their global norm is at most `largest`; returns the norm before."""
     norm = grad_norm(towers, group)
     factor = (largest / (norm + 1e-6)).clamp(max=1.0)

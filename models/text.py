@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import open_clip
-import torch
 from torch import Tensor, nn
 
 Tokenizer = Callable[[list[str]], Tensor]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log
-from typing import Any
+from typing import Any, TypeAlias
 
 import open_clip
 from timm.models import register_model
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from sightline.models.preprocess import Preprocess
 from sightline.models.text import OPEN_CLIP_BPE, BagOfWords
 from sightline.models.zeroshot import PLAIN_TEMPLATES
+
+# Both towers and the logit scale. open_clip has no types, so this is Any to a type checker.
+Towers: TypeAlias = open_clip.CustomTextCLIP
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class ModelConfig:
         return int(self.text.get("context_length", 77))
 
 
-def build(config: ModelConfig) -> open_clip.CustomTextCLIP:
+def build(config: ModelConfig) -> Towers:
     """The towers with random weights, drawn from torch's current generator.
 
     Raises:
@@ -72,9 +75,7 @@ def build(config: ModelConfig) -> open_clip.CustomTextCLIP:
     except (TypeError, RuntimeError) as error:  # unknown keys and unknown timm names
         raise ValueError(f"these towers cannot be built: {error}") from error
     if bag_of_words:
-        towers.text = BagOfWords(
-            width=text["width"], output_dim=config.embed_dim, context_length=config.context_length
-        )
+        towers.text = BagOfWords(width=text["width"], output_dim=config.embed_dim, context_length=config.context_length)
         towers.context_length, towers.vocab_size = towers.text.context_length, towers.text.vocab_size
     return towers
 
@@ -95,8 +96,11 @@ class ConvTower(nn.Module):
     """A small convolutional trunk with timm's interface: two stride-2 convolutions, then residual blocks at stride 4.
 
     `forward_features` gives [B, num_features, H/4, W/4]; `forward` pools it by the mean, so a linear projection of the map
-    averages exactly to the image's embedding, and the dense readout is free.
+    averages exactly to the image's embedding, and the dense readout is free. The last norm starts with a bias of −1: after
+    the GELU most places then say almost nothing, so the mean is about what is there rather than about the background.
     """
+
+    pools_by_mean = True
 
     def __init__(self, width: int = 64, depth: int = 4) -> None:
         super().__init__()
@@ -110,6 +114,7 @@ class ConvTower(nn.Module):
         )
         self.blocks = nn.ModuleList(Residual(width) for _ in range(depth))
         self.norm = nn.GroupNorm(8, width)
+        nn.init.constant_(self.norm.bias, -1.0)
 
     def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
         if num_classes or global_pool != "avg":

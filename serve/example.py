@@ -18,7 +18,15 @@ def picture() -> Image.Image:
     scene = Image.fromarray(noise).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(scene)
     for digit, colour, centre in (("3", (214, 40, 40), (58, 84)), ("7", (36, 80, 220), (134, 112))):
-        draw.text(centre, digit, fill=colour, font=ImageFont.load_default(112), anchor="mm", stroke_width=3, stroke_fill=colour)
+        draw.text(
+            centre,
+            digit,
+            fill=colour,
+            font=ImageFont.load_default(112),
+            anchor="mm",
+            stroke_width=3,
+            stroke_fill=colour,
+        )
     return scene
 
 

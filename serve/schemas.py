@@ -164,9 +164,7 @@ class SegmentRequest(Strict):
 
 
 class EmbedRequest(Strict):
-    images: Annotated[list[Image], BeforeValidator(as_list)] = Field(
-        default=[], validation_alias=AliasChoices("images", "image")
-    )
+    images: Annotated[list[Image], BeforeValidator(as_list)] = Field(default=[], validation_alias=AliasChoices("images", "image"))
     texts: Texts = Field(default=[], validation_alias=AliasChoices("texts", "text"))
 
     @model_validator(mode="after")

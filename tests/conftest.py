@@ -44,7 +44,8 @@ def ray_local() -> Iterator[None]:
         for name in [name for name in os.environ if name.startswith("RAY_")]:
             patch.delenv(name)
         # Ray listens beyond loopback, so it gets a token; one from the environment is not written into the user's home.
-        patch.setenv("RAY_AUTH_MODE", "token")
+        # RAY_AUTH_MODE stays unset: Ray turns tokens on for a local cluster, also in this process, which may have
+        # imported (and configured) Ray long ago.
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         import ray  # only the tests that need it pay for the import

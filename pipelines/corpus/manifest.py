@@ -88,30 +88,21 @@ def read_manifest(store: LocalStore) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         if store.path(STAGING).is_dir():
             raise FileNotFoundError(
-                f"{store.root} is an unfinished corpus: no {CURRENT}; "
-                "end it with the `sightline ingest SOURCE DEST` that began it"
+                f"{store.root} is an unfinished corpus: no {CURRENT}; end it with the `sightline ingest SOURCE DEST` that began it"
             ) from None
-        raise FileNotFoundError(
-            f"{store.root} is no corpus: no {CURRENT}; write one with `sightline ingest SOURCE DEST`"
-        ) from None
+        raise FileNotFoundError(f"{store.root} is no corpus: no {CURRENT}; write one with `sightline ingest SOURCE DEST`") from None
     try:
         found = json.loads(data)["format"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{store.path(CURRENT)} is no manifest; ingest into a fresh folder") from None
     if found != FORMAT:
-        raise ValueError(
-            f"{store.root} has format {found!r}, and this version of Sightline reads {FORMAT!r}; ingest it again"
-        )
+        raise ValueError(f"{store.root} has format {found!r}, and this version of Sightline reads {FORMAT!r}; ingest it again")
     return decode(data)
 
 
 def read_shards(store: LocalStore, manifest: Manifest) -> list[ShardRecord]:
     """All shard records, in the corpus's order."""
-    return [
-        ShardRecord.from_json(fields)
-        for page in manifest.pages
-        for fields in json.loads(store.read(page.file))["shards"]
-    ]
+    return [ShardRecord.from_json(fields) for page in manifest.pages for fields in json.loads(store.read(page.file))["shards"]]
 
 
 def commit(
@@ -167,9 +158,7 @@ def check_conservation(store: LocalStore, plan: Plan, records: Mapping[int, Shar
     for index, record in records.items():
         assert (record.plan, record.index) == (plan.plan_id, index), f"a foreign record stands for shard {index}"
         expected = plan.chunk_rows(index)
-        assert record.rows + record.rejected == record.planned == expected, (
-            f"shard {index}: {record} of {expected} rows"
-        )
+        assert record.rows + record.rejected == record.planned == expected, f"shard {index}: {record} of {expected} rows"
         assert sum(record.codes.values()) == record.rejected, f"shard {index}: {record.codes} of {record.rejected}"
         missing = record.missing(store)
         assert missing is None, f"{missing} is not there, or has another size than when it was written"

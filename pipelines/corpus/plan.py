@@ -120,7 +120,8 @@ def config_name(plan_id: str) -> str:
 def save_plan(store: LocalStore, plan: Plan, table: pa.Table) -> None:
     """Write the plan, its configuration last: a plan with a configuration is whole."""
     with store.temporary() as temporary:
-        pq.write_table(table, temporary, row_group_size=plan.shard_rows, compression="zstd")
+        with temporary.open("wb") as file:
+            pq.write_table(table, file, row_group_size=plan.shard_rows, compression="zstd")
         store.publish(temporary, input_name(plan.plan_id))
     facts = {
         "plan_id": plan.plan_id,
@@ -134,8 +135,8 @@ def save_plan(store: LocalStore, plan: Plan, table: pa.Table) -> None:
 
 def read_chunk(store: LocalStore, plan: Plan, index: int) -> list[dict[str, Any]]:
     """The input rows of one chunk, in plan order; reads that chunk's row group only."""
-    with pq.ParquetFile(store.path(input_name(plan.plan_id))) as file:
-        rows: list[dict[str, Any]] = file.read_row_group(index).to_pylist()
+    with store.path(input_name(plan.plan_id)).open("rb") as file:
+        rows: list[dict[str, Any]] = pq.ParquetFile(file).read_row_group(index).to_pylist()
     assert len(rows) == plan.chunk_rows(index), f"chunk {index} of plan {plan.plan_id} has {len(rows)} rows"
     return rows
 

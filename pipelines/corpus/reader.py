@@ -59,14 +59,10 @@ class Corpus:
         try:
             shards = read_shards(store, manifest)
         except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{path} is incomplete: {error.filename} is missing; restore it or ingest again"
-            ) from None
+            raise FileNotFoundError(f"{path} is incomplete: {error.filename} is missing; restore it or ingest again") from None
         for shard in shards:
             if (name := shard.missing(store)) is not None:
-                raise FileNotFoundError(
-                    f"{path} is incomplete: {name} is missing or has another size; restore it or ingest again"
-                )
+                raise FileNotFoundError(f"{path} is incomplete: {name} is missing or has another size; restore it or ingest again")
         return cls(store, manifest, shards)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -124,10 +120,12 @@ class Corpus:
         if unknown := [name for name in columns if name not in SIDECAR_SCHEMA.names]:
             raise ValueError(f"the sidecar has no column {unknown[0]!r}; it has {', '.join(SIDECAR_SCHEMA.names)}")
         schema = pa.schema([SIDECAR_SCHEMA.field(name) for name in columns])
-        tables = [
-            pq.read_table(self._store.path(shard.sidecar), columns=columns).select(columns) for shard in self._records
-        ]
-        return pa.concat_tables([schema.empty_table(), *(table.cast(schema) for table in tables)])
+        tables = [schema.empty_table()]
+        for shard in self._records:
+            # An open file, not its path: pyarrow would read `key=value` in a folder's name as a column.
+            with self._store.path(shard.sidecar).open("rb") as file:
+                tables.append(pq.read_table(file, columns=columns).select(columns).cast(schema))
+        return pa.concat_tables(tables)
 
     @cached_property
     def splits(self) -> dict[str, int]:

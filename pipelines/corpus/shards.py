@@ -162,7 +162,8 @@ def sidecar_row(position: int, row: Row) -> dict[str, Any]:
 def write_parquet(store: LocalStore, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> int:
     """Write a small table and return its size in bytes."""
     with store.temporary() as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, compression="zstd")
+        with temporary.open("wb") as file:
+            pq.write_table(pa.Table.from_pylist(rows, schema=schema), file, compression="zstd")
         nbytes = temporary.stat().st_size
         store.publish(temporary, name)
     return nbytes

@@ -110,7 +110,7 @@ def open_store(location: str | Path) -> LocalStore:
     """
     if "://" in str(location):
         raise ValueError(f"{location} is a URL, and corpora lie in local folders so far; give a folder")
-    return LocalStore(Path(location))
+    return LocalStore(Path(location).absolute())  # it travels to processes that run elsewhere
 
 
 def sync(path: Path) -> None:

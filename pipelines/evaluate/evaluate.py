@@ -65,9 +65,7 @@ def evaluate(
     return Evaluation(model.name, model.revision, corpus.root, split, metrics)
 
 
-def embed_rows(
-    model: Clip, corpus: Corpus, rows: NDArray[np.int64], progress: Callable[[str, int, int], None]
-) -> Tensor:
+def embed_rows(model: Clip, corpus: Corpus, rows: NDArray[np.int64], progress: Callable[[str, int, int], None]) -> Tensor:
     """Unit image embeddings [N, D] of corpus rows, through the same preprocessing as in serving."""
     parts = []
     for first in range(0, len(rows), BATCH):

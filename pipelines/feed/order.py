@@ -41,7 +41,7 @@ def permute(index: NDArray[np.int64], size: int, key: str, epoch: int) -> NDArra
         key: what identifies corpus, selection and seed.
     """
     assert size > 0
-    assert index.size == 0 or (0 <= int(index.min()) and int(index.max()) < size)
+    assert index.size == 0 or (int(index.min()) >= 0 and int(index.max()) < size)
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)
     keys = round_keys(key, epoch)

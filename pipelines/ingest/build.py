@@ -35,9 +35,7 @@ def build_shard(store: LocalStore, plan: Plan, source: Source, index: int) -> Sh
     """
     attempt = count_attempt(store, plan, index)
     if attempt > MAX_ATTEMPTS:
-        raise RuntimeError(
-            f"shard {index} was begun {MAX_ATTEMPTS} times and its worker died each time; see Ray's logs"
-        )
+        raise RuntimeError(f"shard {index} was begun {MAX_ATTEMPTS} times and its worker died each time; see Ray's logs")
     first = index * plan.shard_rows
     items = ((first + i, Item.from_row(row)) for i, row in enumerate(read_chunk(store, plan, index)))
     outcomes = (directly if attempt <= FAST_ATTEMPTS else isolated)(items, source, plan.config["max_pixels"])
@@ -56,9 +54,7 @@ def isolated(items: Iterable[Numbered], source: Source, max_pixels: int) -> Iter
             try:
                 yield pool.submit(transform, item, plan_row, source.read, max_pixels=max_pixels).result()
             except BrokenProcessPool:
-                yield Rejected(
-                    plan_row, item.key, item.image, "decode", "crash", "it killed the process that decoded it"
-                )
+                yield Rejected(plan_row, item.key, item.image, "decode", "crash", "it killed the process that decoded it")
                 pool.shutdown()
                 pool = new_process()
     finally:

@@ -18,7 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import ray.data
-from ray.exceptions import RayTaskError
 
 from sightline.pipelines.corpus.manifest import commit
 from sightline.pipelines.corpus.plan import Plan
@@ -54,11 +53,13 @@ def run(prepared: Prepared, progress: Watch | None = None) -> IngestReport:
     store, plan = prepared.store, prepared.plan
     records = done_records(store, plan.plan_id)
     inherited = sum(record.planned for record in records.values())
+    todo = [index for index in range(plan.shards) if index not in records]
+    watch = progress or (lambda _: None)
+    watch(progress_of(plan, records, inherited, time.monotonic() - begun))
     forget_attempts(store, plan)
-    for record in build_all(store, plan, prepared.source, [i for i in range(plan.shards) if i not in records]):
+    for record in build_all(store, plan, prepared.source, todo):
         records[record.index] = record
-        if progress:
-            progress(progress_of(plan, records, inherited, time.monotonic() - begun))
+        watch(progress_of(plan, records, inherited, time.monotonic() - begun))
     seconds = time.monotonic() - begun
     facts = {
         "python": platform.python_version(),
@@ -70,22 +71,28 @@ def run(prepared: Prepared, progress: Watch | None = None) -> IngestReport:
 
 
 def build_all(store: LocalStore, plan: Plan, source: Source, todo: Sequence[int]) -> Iterator[ShardRecord]:
-    """Build shards on Ray, and yield their records as they come, in any order."""
+    """Build shards on Ray, and yield their records as they come, in any order.
+
+    Raises:
+        OSError: a worker could not write.
+    """
     if not todo:
         return
     with quiet_ray_data():
         shards = ray.data.from_items([{"shard": i} for i in todo], override_num_blocks=min(len(todo), MAX_TASKS))
-        try:
-            for row in shards.map(partial(build_row, store, plan, source), num_cpus=1).iter_rows():
-                yield ShardRecord.from_json(json.loads(row["record"]))
-        except RayTaskError as error:
-            # A full disk or a missing permission is the user's to mend, and says so best in its own words.
-            raise (error.cause if isinstance(error.cause, OSError) else error) from None
+        for row in shards.map(partial(build_row, store, plan, source), num_cpus=1).iter_rows():
+            if row["failure"]:
+                raise OSError(row["failure"])
+            yield ShardRecord.from_json(json.loads(row["record"]))
 
 
 def build_row(store: LocalStore, plan: Plan, source: Source, row: dict[str, int]) -> dict[str, str]:
     """What a worker does with one row. Records travel as JSON: Arrow would unite their `codes` into one struct."""
-    return {"record": json.dumps(build_shard(store, plan, source, row["shard"]).to_json())}
+    try:
+        record = build_shard(store, plan, source, row["shard"])
+    except OSError as error:  # a full disk, a missing permission: the user's to mend, so no traceback of Ray's around it
+        return {"record": "", "failure": f"cannot write {error.filename or store.root}: {error.strerror or error}"}
+    return {"record": json.dumps(record.to_json()), "failure": ""}
 
 
 @contextmanager

@@ -45,7 +45,6 @@ def transform(item: Item, plan_row: int, read: Read, *, max_pixels: int = MAX_PI
         info = probe(image)
     except ImageError as error:
         return rejected("decode", error.code, str(error), len(image))
-    assert (info.width, info.height) == (width, height), f"{item.key}: header {info}, pixels {width} x {height}"
     if mask is not None:
         try:
             labels = decode_labels(mask, max_pixels=max_pixels)

@@ -42,10 +42,7 @@ def render(spec: SampleSpec, split: Split, index: int) -> Scene:
     glyphs = load_glyphs(spec.seed)
     unit = spec.size / 48
     low, high = SIDES_PX[len(classes)]
-    shapes = [
-        warp(glyphs.ink[rng.choice(glyphs.scans[split, digit_of(c)])], unit * rng.uniform(low, high), rng)
-        for c in classes
-    ]
+    shapes = [warp(glyphs.ink[rng.choice(glyphs.scans[split, digit_of(c)])], unit * rng.uniform(low, high), rng) for c in classes]
     corners = _arrange([shape.shape for shape in shapes], spec.size, rng)
 
     kind = TEXTURES[int(rng.integers(len(TEXTURES)))]

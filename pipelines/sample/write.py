@@ -76,9 +76,7 @@ def _present(dest: Path, spec: SampleSpec) -> str | None:
                 raise FileExistsError(f"{seal} is not readable JSON: delete the folder or name another") from None
             if found["format"] == FORMAT and found["settings"] == asdict(spec):
                 return str(found["digest"])
-            raise FileExistsError(
-                f"{dest} holds a sample with other settings ({seal}): delete it or name another folder"
-            )
+            raise FileExistsError(f"{dest} holds a sample with other settings ({seal}): delete it or name another folder")
         raise FileExistsError(f"{dest} is not empty and holds no sample: name a new or an empty folder")
     if dest.exists():
         raise FileExistsError(f"{dest} is a file: name a new or an empty folder")

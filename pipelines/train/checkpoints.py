@@ -1,8 +1,8 @@
 """Checkpoints: a fresh folder each, torch's DCP inside, and a manifest that is written last.
 
-`step-00000200-<attempt>/` holds DCP's files and then `complete.json` (step, run id, sizes). A folder without it never counts: DCP's own
-marker survives in a folder that is written twice, so no folder is. What must be restored is the weights, the optimizer's state and the
-step; the data position and the schedule are functions of the step.
+`step-00000200-<attempt>/` holds DCP's files and then `complete.json` (step, run id, sizes). A folder without it never
+counts: DCP's own marker survives in a folder that is written twice, so no folder is. What must be restored is the
+weights, the optimizer's state and the step; the data position and the schedule are functions of the step.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from sightline.models.towers import Towers
 
 MARKER = "complete.json"
 
@@ -48,7 +49,7 @@ def save(
     step: int,
     loss: float,
     run_id: str,
-    towers: nn.Module,
+    towers: Towers,
     optimizer: torch.optim.Optimizer,
     keep: int = 2,
 ) -> None:
@@ -57,23 +58,21 @@ def save(
     name = [f"step-{step:08d}-{os.urandom(3).hex()}"]
     dist.broadcast_object_list(name, src=0)
     path = folder / name[0]
-    dcp.save(state(towers, optimizer), checkpoint_id=str(path))
+    state_dict_saver.save(state(towers, optimizer), checkpoint_id=str(path))
     if dist.get_rank() == 0:
         files = {file.name: file.stat().st_size for file in sorted(path.iterdir())}
         write_atomically(path / MARKER, json.dumps({"step": step, "loss": loss, "run_id": run_id, "files": files}))
         prune(folder, path, keep)
 
 
-def load(checkpoint: Checkpoint, towers: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def load(checkpoint: Checkpoint, towers: Towers, optimizer: torch.optim.Optimizer) -> None:
     """Restore in place, whatever the number of workers that saved it."""
     target = state(towers, optimizer)
-    dcp.load(target, checkpoint_id=str(checkpoint.path))
-    set_state_dict(
-        towers, optimizer, model_state_dict=target["model"], optim_state_dict=target["optimizer"]
-    )
+    state_dict_loader.load(target, checkpoint_id=str(checkpoint.path))
+    set_state_dict(towers, optimizer, model_state_dict=target["model"], optim_state_dict=target["optimizer"])
 
 
-def state(towers: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def state(towers: Towers, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     model_state, optimizer_state = get_state_dict(towers, optimizer)
     return {"model": model_state, "optimizer": optimizer_state}
 

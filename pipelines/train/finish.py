@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from sightline.models.artifact import Artifact, write
+from sightline.models.towers import Towers
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.train.spec import Launch, RunSpec
 
@@ -19,10 +20,10 @@ PACKAGES = ("ray", "torch", "torchvision", "open_clip_torch", "timm", "pyarrow",
 
 
 def write_artifact(
-    spec: RunSpec, launch: Launch, corpus: Corpus, towers: nn.Module, trunk: nn.Module | None, final_loss: float
+    spec: RunSpec, launch: Launch, corpus: Corpus, towers: Towers, trunk: nn.Module | None, final_loss: float
 ) -> None:
     """Gather the full weights on rank 0 and write `run_dir/artifact`; called by all ranks."""
-    weights = get_model_state_dict(towers, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    weights: dict[str, Any] = get_model_state_dict(towers, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     folder = launch.run_dir / "artifact"
     if dist.get_rank() == 0 and not folder.exists():
         if trunk is not None:

@@ -1,8 +1,8 @@
 """Training on Ray Train: Ray places the workers, joins them into a process group and restarts them; it decides no number.
 
-Each worker opens the corpus by itself and runs `loop.train`. Checkpoints are the loop's own, with their own marker of completeness: a
-restarted worker, and the same command given again, both go on from the newest complete one. Steps are reported through a small
-actor, because `ray.train.report` is a barrier that takes seconds.
+Each worker opens the corpus by itself and runs `loop.train`. Checkpoints are the loop's own, with their own marker of
+completeness: a restarted worker, and the same command given again, both go on from the newest complete one. Steps are
+reported through a small actor, because `ray.train.report` is a barrier that takes seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -45,7 +44,6 @@ class TrainReport:
     samples_per_s: float | None
 
 
-@ray.remote(num_cpus=0)
 class Progress:
     """Where rank 0 leaves its steps and the driver picks them up."""
 
@@ -86,7 +84,7 @@ def run(spec: RunSpec, launch: Launch, show: Callable[[Step], None] = lambda ste
 
 
 def _fit(spec: RunSpec, launch: Launch, show: Callable[[Step], None]) -> list[Step]:
-    progress = Progress.remote()
+    progress: Any = ray.remote(num_cpus=0)(Progress).remote()
     seen: list[Step] = []
     finished = threading.Event()
 
@@ -104,10 +102,14 @@ def _fit(spec: RunSpec, launch: Launch, show: Callable[[Step], None]) -> list[St
         train_loop_config={"spec": canonical_json(asdict(spec)), "launch": launch, "progress": progress},
         torch_config=TorchConfig(backend="nccl" if launch.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(
-            num_workers=launch.workers, use_gpu=launch.gpus, resources_per_worker={"CPU": launch.threads} | ({"GPU": 1} if launch.gpus else {})
+            num_workers=launch.workers,
+            use_gpu=launch.gpus,
+            resources_per_worker={"CPU": launch.threads} | ({"GPU": 1} if launch.gpus else {}),
         ),
         run_config=RunConfig(
-            name="ray", storage_path=str(launch.run_dir.resolve()), failure_config=FailureConfig(max_failures=launch.retries)
+            name="ray",
+            storage_path=str(launch.run_dir.resolve()),
+            failure_config=FailureConfig(max_failures=launch.retries),
         ),
     )
     watcher = threading.Thread(target=watch, daemon=True, name="training-progress")
@@ -149,4 +151,3 @@ def _as_the_users(error: TrainingFailedError) -> Exception:
         if isinstance(cause, (ValueError, OSError)):
             return cause
     return RuntimeError(str(causes[0]) if causes else str(error))
-

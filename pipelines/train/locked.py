@@ -1,7 +1,8 @@
 """A locked image tower (LiT, Zhai et al. 2022) never changes, so each image goes through it once and the features are kept.
 
-Training then sees features [F] where it would see pixels: the trunk is taken out of the towers, an identity stands in its place, and the
-artifact gets the trunk back. Images are preprocessed as in evaluation (augmentation would need new features every epoch).
+Training then sees features [F] where it would see pixels: the trunk is taken out of the towers, an identity stands in
+its place, and the artifact gets the trunk back. Images are preprocessed as in evaluation (augmentation would need new
+features every epoch).
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from torch import Tensor, nn
 
 from sightline.models.codec import decode_rgb
 from sightline.models.losses import gather
-from sightline.models.towers import ModelConfig
+from sightline.models.towers import ModelConfig, Towers
 from sightline.pipelines.corpus.reader import Corpus
 
 BATCH = 32
 
 
-def detach_trunk(towers: nn.Module, config: ModelConfig) -> nn.Module | None:
+def detach_trunk(towers: Towers, config: ModelConfig) -> nn.Module | None:
     """Load the pretrained trunk, if there is one; if it is locked, take it out of the towers and return it.
 
     Raises:

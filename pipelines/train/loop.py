@@ -14,12 +14,11 @@ from math import cos, pi
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from sightline.models.sharding import REPLICATED, clip_gradients, reduce_replicated, shard
 from sightline.models.text import get_tokenizer
-from sightline.models.towers import build
+from sightline.models.towers import Towers, build
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.feed.inline import InlineFeed, feature_loader, pixel_loader
 from sightline.pipelines.train import checkpoints, locked
@@ -74,7 +73,8 @@ def train(
     else:
         load = feature_loader(corpus, locked.features(trunk, corpus, rows, spec.model, launch.run_dir, device))
     feed = InlineFeed(load, rows, spec.order_key, spec.global_batch, rank, world)
-    loss_of = spec.objective.prepare(get_tokenizer(spec.model.tokenizer, spec.model.context_length), group)
+    tokenizer = get_tokenizer(spec.model.tokenizer, spec.model.context_length)
+    loss_of = spec.objective.prepare(tokenizer, group, lambda: (text for row in rows for text in corpus.captions(int(row))))
 
     # -- where to start
     folder = launch.run_dir / "checkpoints"
@@ -105,7 +105,14 @@ def train(
             towers.logit_scale.clamp_(max=4.6052)  # 100, as in CLIP
         now = time.monotonic()
         done.append(
-            Step(step + 1, float(mean_loss) / world, float(norm), lr, float(towers.logit_scale.exp()), spec.global_batch / (now - began))
+            Step(
+                step + 1,
+                float(mean_loss) / world,
+                float(norm),
+                lr,
+                float(towers.logit_scale.detach().exp()),
+                spec.global_batch / (now - began),
+            )
         )
         began = now
         if rank == 0:
@@ -118,7 +125,7 @@ def train(
     return done
 
 
-def adamw(towers: nn.Module, options: OptimConfig) -> torch.optim.AdamW:
+def adamw(towers: Towers, options: OptimConfig) -> torch.optim.AdamW:
     """AdamW in three groups: matrices decay, vectors do not, and the replicated scale stands apart (it is no DTensor)."""
     named = [(name, parameter) for name, parameter in towers.named_parameters() if parameter.requires_grad]
     no_decay = towers.no_weight_decay() if hasattr(towers, "no_weight_decay") else set()

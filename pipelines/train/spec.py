@@ -1,8 +1,8 @@
 """A run is a frozen specification: everything that affects numbers is in `RunSpec`, and its canonical JSON names the run.
 
-A recipe is a function that returns a `RunSpec`; the command line overrides fields by `key=value`, checked against their types.
-Where a run executes (how many workers, where its files go) is `Launch`, which cannot change a number and is not hashed. Paths are not
-hashed either: the corpus counts by its root hash and pretrained weights by their digest.
+A recipe is a function that returns a `RunSpec`; the command line overrides fields by `key=value`, checked against their
+types. Where a run executes (how many workers, where its files go) is `Launch`, which cannot change a number and is not
+hashed. Paths are not hashed either: the corpus counts by its root hash and pretrained weights by their digest.
 """
 
 from __future__ import annotations

@@ -20,7 +20,13 @@ LOG_EVERY_S = 15.0
 @contextmanager
 def training_bar(steps: int) -> Iterator[Callable[[Step], None]]:
     """A function to call with every step done: shows loss, samples/s and the time left."""
-    columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("train"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=log, disable=not log.is_terminal, transient=True) as progress:
         task = progress.add_task("starting", total=steps)
         last_line = time.monotonic()

@@ -45,7 +45,10 @@ def evaluate(
 def scores_table(report: Evaluation) -> Table:
     """Scores as percentages, counts as they are."""
     lines = [
-        (name, shown(int(value)) if name.endswith(("rows", "images", "captions", "classes")) else f"{100 * value:.1f} %")
+        (
+            name,
+            shown(int(value)) if name.endswith(("rows", "images", "captions", "classes")) else f"{100 * value:.1f} %",
+        )
         for name, value in report.metrics.items()
     ]
     return rows(("metric", "value"), lines)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,12 +18,8 @@ if TYPE_CHECKING:  # heavy
 
 
 def ingest(
-    source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="A folder with a captions table, or a folder per class.")
-    ],
-    dest: Annotated[
-        Path, typer.Argument(metavar="DEST", help="The corpus: a fresh folder, or one that this command began.")
-    ],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A folder with a captions table, or a folder per class.")],
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="The corpus: a fresh folder, or one that this command began.")],
     kind: Annotated[str | None, typer.Option(help="captions_table or class_folder; found out by default.")] = None,
     shard_rows: Annotated[int | None, typer.Option(help="Inputs per shard; by default about 64 shards.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the rows' order.")] = 0,
@@ -63,7 +58,7 @@ def ingest(
         "root": report.root,
         "images_per_s": report.images_per_s,
         "seconds": report.seconds,
-        "corpus": str(dest),
+        "corpus": dest,
         "rejected": report.rejected_by_code,
     }
     output.emit(result, json)
@@ -85,7 +80,7 @@ def bar() -> Iterator[Callable[[JobProgress], None]]:
         task = display.add_task("", total=None, rate=0.0, rejected=0)
 
         def show(now: JobProgress) -> None:
-            rate = now.fresh_rows / now.seconds
+            rate = now.fresh_rows / now.seconds if now.fresh_rows else 0.0
             display.update(task, total=now.all_shards, completed=now.shards, rate=rate, rejected=now.rejected)
 
         yield show

@@ -49,9 +49,7 @@ def submit(
     wishes = [name for name, job_id in asked.items() if job_id is not None] + (["-- VERB"] if command else [])
     if len(wishes) != 1:
         got = f"got {' and '.join(wishes)}" if wishes else "nothing was given"
-        raise ValueError(
-            f"{got}: give one of `-- VERB ...` (VERB: {', '.join(verbs())}), --status JOB, --logs JOB and --stop JOB"
-        )
+        raise ValueError(f"{got}: give one of `-- VERB ...` (VERB: {', '.join(verbs())}), --status JOB, --logs JOB and --stop JOB")
     address = address or settings.ray_address()
     if command:
         check(command)

@@ -31,7 +31,10 @@ def clip_demo() -> RunSpec:
             init_logit_scale=log(10),
         ),
         objective=Contrastive(
-            equal_captions_are_no_negatives=True, word_groups=(COLOURS, DIGITS), word_weight=0.5
+            equal_captions_are_no_negatives=True,
+            word_groups=(COLOURS, DIGITS),
+            word_weight=2.0,
+            unseen_pairs_are_no_negatives=True,
         ),
         data=DataConfig(split="train", augment=Augment(shift=3, grey=0.4, grey_removes=COLOURS)),
         optim=OptimConfig(lr=3e-3, warmup_steps=30),

@@ -92,11 +92,7 @@ def with_defaults(schema: Schema, value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     fields = schema.get("properties", {})
-    kept = {
-        name: item
-        for name, item in value.items()
-        if item is not None or name not in fields or fields[name].get("nullable")
-    }
+    kept = {name: item for name, item in value.items() if item is not None or name not in fields or fields[name].get("nullable")}
     defaults = {name: part["default"] for name, part in fields.items() if "default" in part and name not in kept}
     return {name: with_defaults(fields.get(name, {}), item) for name, item in {**kept, **defaults}.items()}
 

@@ -25,8 +25,7 @@ def sources() -> set[str]:
     rooms = [path for room in ROOMS for path in (CHECKOUT / room).rglob("*")]
     real = [path for path in [*front, *rooms] if path.is_file() and "__pycache__" not in path.parts]
     return {
-        (Path("sightline") / path.relative_to(CHECKOUT)).as_posix().replace("sightline/sightline", "sightline")
-        for path in real
+        (Path("sightline") / path.relative_to(CHECKOUT)).as_posix().replace("sightline/sightline", "sightline") for path in real
     }
 
 

@@ -21,9 +21,7 @@ def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     text = torch.nn.functional.normalize(torch.randn(B, D, generator=random), dim=-1)
     words = torch.nn.functional.normalize(torch.randn(G, D, generator=random), dim=-1)
     same_as = torch.tensor([0, 1, 2, 0, 3, 1, 4, 5])
-    present = torch.tensor(
-        [[1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 0, 0], [0, 0, 1], [0, 0, 0], [1, 1, 0], [0, 1, 0]]
-    ).bool()
+    present = torch.tensor([[1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 0, 0], [0, 0, 1], [0, 0, 0], [1, 1, 0], [0, 1, 0]]).bool()
     return image, text, words, same_as, present
 
 
@@ -87,9 +85,7 @@ def test_mean_over_ranks_is_the_loss_of_one_process(world: int, tmp_path: Path) 
         words.requires_grad_(),
         torch.tensor(7.0, requires_grad=True),
     ]
-    plain = plain_info_nce(leaves[0], leaves[1], leaves[3], same_as) + plain_word_loss(
-        leaves[0], leaves[2], present, leaves[3]
-    )
+    plain = plain_info_nce(leaves[0], leaves[1], leaves[3], same_as) + plain_word_loss(leaves[0], leaves[2], present, leaves[3])
     want = [plain.detach(), *gradients(plain, *leaves)]
     parts = on_ranks(world, tmp_path, ranks_part)
     assert float(sum(part[0] for part in parts)) / world == pytest.approx(float(want[0]), rel=1e-6)

@@ -46,9 +46,7 @@ class CaptionsTable:
     root: Path
     table: Path
     kind: ClassVar[str] = "captions_table"
-    layout: ClassVar[str] = (
-        "a captions table (captions.csv, .jsonl or .parquet with columns `image` and `caption` or `captions`)"
-    )
+    layout: ClassVar[str] = "a captions table (captions.csv, .jsonl or .parquet with columns `image` and `caption` or `captions`)"
 
     @classmethod
     def found(cls, path: Path) -> bool:
@@ -97,8 +95,11 @@ class CaptionsTable:
     @cached_property
     def _class_list(self) -> list[tuple[int, str]]:
         path = self.root / CLASSES
-        if named := read_classes(path, "id", "name"):
-            return sorted(zip(class_ids(path, named), (row["name"] for row in named), strict=True))
+        if rows := read_classes(path, "id", "name"):
+            names = [row["name"] for row in rows]
+            if len(set(names)) != len(names):
+                raise ValueError(f"{path} gives one name to two classes, and labels are names; tell them apart")
+            return sorted(zip(class_ids(path, rows), names, strict=True))
         return list(enumerate(sorted({str(label) for line in self._lines for label in line.labels})))
 
     def _item(self, lines: list[Line], ids: dict[str, int]) -> Item:
@@ -142,9 +143,7 @@ class CaptionsTable:
         try:
             return canonical_json(extra)
         except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{self.table.name}: {lines[0].image!r} has a value without a JSON form ({error})"
-            ) from None
+            raise ValueError(f"{self.table.name}: {lines[0].image!r} has a value without a JSON form ({error})") from None
 
     def _find(self, name: str, folder: str) -> tuple[str, int | None, Verdict | None]:
         """The reference to a file that the table names, its size in bytes, and what is wrong with it."""

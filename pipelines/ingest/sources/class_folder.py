@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 
 from sightline.pipelines.corpus.schema import SPLIT, canonical_json
 from sightline.pipelines.ingest.sources.files import (
-    SIDECAR_FOLDERS,
     class_ids,
     file_size,
     is_sidecar_file,
+    is_sidecar_folder,
     read_classes,
 )
 from sightline.pipelines.ingest.sources.item import Item, Verdict, filtered
@@ -57,12 +57,14 @@ class ClassFolder:
 
     def items(self) -> Iterator[Item]:
         classes = self._classes()
-        for entry in sorted(self.root.iterdir()):
-            if entry.is_file() and entry.name != CLASSES:
-                yield self._item(
-                    entry, (), (), "{}", filtered("not_in_a_class", "the file lies beside the class folders")
-                )
-        for split, folder in class_folders(self.root):
+        folders = class_folders(self.root)
+        for parent in sorted({self.root, *(folder.parent for _, folder in folders)}):
+            for entry in sorted(parent.iterdir()):
+                if entry.is_dir() and is_sidecar_folder(entry.name):
+                    yield self._item(entry, (), (), "{}", filtered("sidecar_folder", "the folder is no class"))
+                elif entry.is_file() and entry != self.root / CLASSES:
+                    yield self._item(entry, (), (), "{}", filtered("not_in_a_class", "the file is in no class folder"))
+        for split, folder in folders:
             number, name = classes[folder.name]
             extra = canonical_json({SPLIT: split} if split else {})
             for path in walk(folder):
@@ -124,7 +126,7 @@ def class_folders(root: Path) -> list[tuple[str | None, Path]]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name.lower() not in SIDECAR_FOLDERS)
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_sidecar_folder(entry.name))
 
 
 def walk(folder: Path) -> Iterator[Path]:

@@ -22,6 +22,7 @@ def open_source(path: Path, kind: str | None = None) -> Source:
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"there is no kind of source {kind!r}; choose from {', '.join(KINDS)}")
+    path = path.absolute()  # it travels to processes that run elsewhere
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}; name a folder with images to ingest")
     if kind is not None:
@@ -38,6 +39,4 @@ def contents(path: Path) -> str:
     if path.is_file():
         return f"a {path.suffix or 'nameless'} file"
     names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in path.iterdir())
-    return (
-        ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "an empty folder"
-    )
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "an empty folder"

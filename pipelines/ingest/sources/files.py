@@ -18,6 +18,11 @@ def is_sidecar_file(name: str) -> bool:
     return name.lower() in SIDECAR_FILES or name.startswith("._")
 
 
+def is_sidecar_folder(name: str) -> bool:
+    """Whether a folder beside class folders is certainly no class."""
+    return name.lower() in SIDECAR_FOLDERS
+
+
 def file_size(path: Path) -> int | None:
     """The size of a regular file in bytes; None for what is missing, a folder, a pipe or a device."""
     try:
@@ -61,12 +66,12 @@ def read_csv(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def csv_columns(path: Path) -> list[str]:
-    """The header of a CSV file; empty where it cannot be read."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+    """The header of a CSV file, as far as it can be read; whoever reads the rows hears what is wrong with them."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        try:
             return next(csv.reader(file), [])
-    except (UnicodeDecodeError, csv.Error):
-        return []
+        except csv.Error:
+            return []
 
 
 def read_classes(path: Path, *columns: str) -> list[dict[str, str]]:
@@ -79,9 +84,7 @@ def read_classes(path: Path, *columns: str) -> list[dict[str, str]]:
         return []
     found = csv_columns(path)
     if missing := [name for name in columns if name not in found]:
-        raise ValueError(
-            f"{path} has no column {missing[0]!r}; it needs {', '.join(columns)} and has {', '.join(found) or 'none'}"
-        )
+        raise ValueError(f"{path} has no column {missing[0]!r}; it needs {', '.join(columns)} and has {', '.join(found) or 'none'}")
     return [row for _, row in read_csv(path)]
 
 
@@ -89,8 +92,10 @@ def class_ids(path: Path, rows: list[dict[str, str]]) -> list[int]:
     """The ids of a `classes.csv`: its column `id`, or else the position of each row.
 
     Raises:
-        ValueError: an id is no number from 0 to 2^31 - 1, or occurs twice.
+        ValueError: an id is no number from 0 to 2^31 - 1, or occurs twice; or a class has no name.
     """
+    if not all(row["name"] for row in rows):
+        raise ValueError(f"{path} has a class without a name; give it one")
     texts = [row.get("id", str(position)) for position, row in enumerate(rows)]
     for text in texts:
         if not (text.isascii() and text.isdigit() and int(text) < 2**31):

@@ -29,7 +29,8 @@ def columns(path: Path) -> list[str]:
         return csv_columns(path)
     if suffix == ".parquet":
         try:
-            return list(pq.read_schema(path).names)
+            with path.open("rb") as file:
+                return list(pq.read_schema(file).names)
         except pa.ArrowInvalid:
             return []
     try:
@@ -72,8 +73,8 @@ def read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a Parquet file, a batch at a time."""
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches():
+        with path.open("rb") as file:
+            for batch in pq.ParquetFile(file).iter_batches():
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path.name} row {number}", row

@@ -1,0 +1,151 @@
+"""Real kills: an ingest that died anywhere is finished by the same command, with the root of one that never died."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from sightline.pipelines.corpus.manifest import read_manifest, read_shards
+from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.corpus.shards import done_records
+from sightline.pipelines.corpus.store import LocalStore
+from sightline.pipelines.ingest import build, job
+from sightline.pipelines.ingest.prepare import prepare
+from sightline.pipelines.ingest.report import IngestOptions
+from sightline.pipelines.ingest.sources import detect
+from sightline.pipelines.ingest.sources.class_folder import ClassFolder
+
+DEADLINE_S = 90
+
+
+def pictures(folder: Path, count: int, side: int = 16) -> Path:
+    """Two class folders of noise."""
+    noise = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / ("cat", "dog")[i % 2] / f"{i:04d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        Image.fromarray(noise.integers(0, 256, (side, side, 3), np.uint8)).save(buffer, "JPEG")
+        path.write_bytes(buffer.getvalue())
+    return folder
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    """Until the condition holds; the process must neither end before nor take longer than the deadline."""
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert process.poll() is None, "the process ended too early"
+        assert time.monotonic() < end, "the condition never came true"
+        time.sleep(0.01)
+
+
+def begin(source: Path, corpus: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A real `sightline ingest` that has just finished its third shard of six inputs."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sightline", "ingest", str(source), str(corpus), "--shard-rows", "6"],
+        cwd=source.parent,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    wait_for(lambda: len(list((corpus / "_staging").rglob("shard-*.json"))) >= 3, process)
+    return process
+
+
+def test_a_killed_ingest_is_finished_without_redoing_what_was_done(
+    ray_local: None, cli_environment: dict[str, str], tmp_path: Path
+) -> None:
+    source, corpus, options = pictures(tmp_path / "source", 180, 320), tmp_path / "corpus", IngestOptions(shard_rows=6)
+    process = begin(source, corpus, cli_environment)
+    process.kill()
+    process.communicate(timeout=DEADLINE_S)
+    assert not (corpus / "manifest.json").exists()
+    with pytest.raises(FileNotFoundError, match="unfinished"):
+        Corpus.open(corpus)
+    store = LocalStore(corpus)
+    plan = prepare(source, corpus, options).plan
+    finished = done_records(store, plan.plan_id)
+    assert 3 <= len(finished) < plan.shards
+    before = {record.file: (corpus / record.file).stat().st_mtime_ns for record in finished.values()}
+
+    report = job.ingest(source, corpus, options)
+    assert {name: (corpus / name).stat().st_mtime_ns for name in before} == before
+    records = read_shards(store, read_manifest(store))
+    assert all(records[index] == record for index, record in finished.items())
+    assert not (corpus / "_staging").exists()
+
+    whole = prepare(source, tmp_path / "whole", options)
+    for index in range(whole.plan.shards):
+        build.build_shard(whole.store, whole.plan, whole.source, index)
+    assert job.run(whole).root == report.root == Corpus.open(corpus).root
+
+
+def test_ctrl_c_ends_with_one_line_and_nothing_that_looks_whole(cli_environment: dict[str, str], tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    process = begin(pictures(tmp_path / "source", 180, 320), corpus, cli_environment)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130, stderr.decode()
+    assert b"interrupted; the same command again goes on" in stderr
+    assert b"Traceback" not in stderr
+    with pytest.raises(FileNotFoundError, match="unfinished"):
+        Corpus.open(corpus)
+
+
+class PoisonFolder(ClassFolder):
+    """Class folders in which some files kill whoever reads them."""
+
+    kind: ClassVar[str] = "poison_folder"
+
+    def read(self, reference: str) -> bytes:
+        if reference.endswith("poison.jpg"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(reference)
+
+
+def test_an_item_that_kills_its_worker_becomes_an_error_row(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = pictures(tmp_path / "source", 12)
+    for name in ("cat/poison.jpg", "dog/poison.jpg"):
+        (source / name).write_bytes(b"x")
+    monkeypatch.setitem(detect.KINDS, PoisonFolder.kind, PoisonFolder)
+    report = job.ingest(source, tmp_path / "corpus", IngestOptions(kind=PoisonFolder.kind, shard_rows=14))
+    assert (report.seen, report.kept, report.errors) == (14, 12, 2)
+    assert report.rejected_by_code == {"decode/crash": 2}
+    errors = [row for path in (tmp_path / "corpus/errors").rglob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    assert {row["key"] for row in errors} == {"cat/poison.jpg", "dog/poison.jpg"}
+
+
+def test_a_destination_that_cannot_be_written_is_one_clear_error_and_stays_unfinished(ray_local: None, tmp_path: Path) -> None:
+    source, corpus = pictures(tmp_path / "source", 4), tmp_path / "corpus"
+    prepare(source, corpus, IngestOptions())
+    (corpus / "data").write_text("a file where a folder has to be")
+    with pytest.raises(OSError, match=r"cannot write .*: Not a directory"):
+        job.ingest(source, corpus)
+    assert not (corpus / "manifest.json").exists()
+    (corpus / "data").unlink()
+    assert job.ingest(source, corpus).kept == 4
+
+
+def test_a_shard_that_never_ends_fails_the_run_after_a_bounded_number_of_attempts(tmp_path: Path) -> None:
+    prepared = prepare(pictures(tmp_path / "source", 4), tmp_path / "corpus", IngestOptions())
+    for _ in range(build.MAX_ATTEMPTS):
+        build.count_attempt(prepared.store, prepared.plan, 0)
+    with pytest.raises(RuntimeError, match="was begun 6 times"):
+        build.build_shard(prepared.store, prepared.plan, prepared.source, 0)
+    build.forget_attempts(prepared.store, prepared.plan)
+    assert build.build_shard(prepared.store, prepared.plan, prepared.source, 0).rows == 4

@@ -1,0 +1,72 @@
+"""Preprocessing against Pillow, and augmentation as a pure function of its generator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sightline.models.augment import Augment, augment, shifted, without
+from sightline.models.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
+
+
+def photo(height: int, width: int) -> np.ndarray:
+    noise = np.random.default_rng(0).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 160), (160, 96), (64, 64), (40, 30), (33, 200)])
+def test_shortest_side_and_centre_crop_as_pillow_does_it(height: int, width: int) -> None:
+    rgb = photo(height, width)
+    got = Preprocess(size=64).pixels(rgb).permute(1, 2, 0).numpy().astype(int)
+    scale = 64 / min(height, width)
+    size = (max(64, round(width * scale)), max(64, round(height * scale)))
+    resized = Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC)
+    left, top = (size[0] - 64) // 2, (size[1] - 64) // 2
+    want = np.asarray(resized.crop((left, top, left + 64, top + 64))).astype(int)
+    assert np.abs(got - want).max() <= 2
+
+
+def test_squash_changes_the_aspect() -> None:
+    assert Preprocess(size=32, resize="squash").pixels(photo(50, 90)).shape == (3, 32, 32)
+
+
+def test_normalise_takes_out_mean_and_deviation() -> None:
+    pixels = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    got = Preprocess(size=4).normalise(pixels)
+    for channel in range(3):
+        want = (pixels[:, channel] / 255 - OPENAI_MEAN[channel]) / OPENAI_STD[channel]
+        torch.testing.assert_close(got[:, channel], want, rtol=0, atol=1e-5)
+
+
+def test_augmentation_is_a_function_of_its_generator() -> None:
+    options = Augment(crop_area=(0.4, 1.0), shift=2, flip=0.5, grey=0.5, grey_removes=("red",))
+    rgb = photo(60, 80)
+    drawn = [augment(rgb, "a red car", options, Preprocess(size=32), np.random.default_rng(s)) for s in (1, 1, 2)]
+    assert torch.equal(drawn[0][0], drawn[1][0]) and drawn[0][1] == drawn[1][1]
+    assert not torch.equal(drawn[0][0], drawn[2][0])
+    assert all(pixels.shape == (3, 32, 32) and pixels.dtype == torch.uint8 for pixels, _ in drawn)
+
+
+def test_a_grey_image_loses_its_colour_words() -> None:
+    options = Augment(grey=1.0, grey_removes=("red", "blue"))
+    pixels, caption = augment(photo(32, 32), "a red one and a Reddish blue two", options, Preprocess(32), np.random.default_rng(0))
+    assert torch.equal(pixels[0], pixels[1]) and torch.equal(pixels[1], pixels[2])
+    assert caption == "a one and a Reddish two"
+
+
+def test_no_augmentation_is_preprocessing() -> None:
+    pixels, caption = augment(photo(40, 50), "x", Augment(), Preprocess(32), np.random.default_rng(0))
+    assert torch.equal(pixels, Preprocess(32).pixels(photo(40, 50))) and caption == "x"
+
+
+def test_a_shift_moves_by_whole_pixels() -> None:
+    image = torch.arange(9).reshape(1, 3, 3)
+    assert shifted(image, 1, 0).tolist() == [[[0, 1, 2], [0, 1, 2], [3, 4, 5]]]
+    assert shifted(image, 0, -1).tolist() == [[[1, 2, 2], [4, 5, 5], [7, 8, 8]]]
+
+
+def test_words_are_removed_whole() -> None:
+    assert without("a red, redder red-hot stove", ("red",)) == "a , redder -hot stove"
+    assert without("unchanged  text", ()) == "unchanged  text"

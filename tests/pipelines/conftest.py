@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+import pytest
+
+from sightline.pipelines.corpus.reader import Corpus
+from tests.corpora import digits_source, ingest_alone
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """A corpus of 380 scenes of coloured digits."""
+    folder = tmp_path_factory.mktemp("digits")
+    return Corpus.open(ingest_alone(digits_source(folder / "source"), folder / "corpus"))

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import torch
+
+from sightline.models.augment import Augment
+from sightline.models.preprocess import Preprocess
+from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.feed.inline import InlineFeed, pixel_loader
+
+PREPROCESS = Preprocess(size=32)
+AUGMENT = Augment(shift=3, grey=0.5, grey_removes=("red", "blue"), flip=0.5, crop_area=(0.5, 1.0))
+
+
+def feed(corpus: Corpus, rank: int, world: int, threads: int) -> InlineFeed:
+    rows = corpus.select("train")
+    return InlineFeed(pixel_loader(corpus, AUGMENT, PREPROCESS, "k"), rows, "k", 24, rank, world, threads)
+
+
+def test_batches_are_the_same_at_any_world_size_thread_count_and_start(digits: Corpus) -> None:
+    alone = list(feed(digits, 0, 1, 1).batches(0, 14))  # 336 samples: into the second epoch
+    split = [list(feed(digits, rank, 2, 3).batches(0, 14)) for rank in range(2)]
+    late = list(feed(digits, 0, 1, 2).batches(9, 14))
+    for step, (pixels, captions) in enumerate(alone):
+        assert pixels.dtype == torch.uint8 and pixels.shape == (24, 3, 32, 32)
+        assert torch.equal(pixels, torch.cat([part[step][0] for part in split]))
+        assert captions == [caption for part in split for caption in part[step][1]]
+        if step >= 9:
+            assert torch.equal(pixels, late[step - 9][0]) and captions == late[step - 9][1]
+
+
+def test_a_broken_row_stops_the_feed(digits: Corpus) -> None:
+    def load(row: int, epoch: int) -> tuple[torch.Tensor, str]:
+        raise ValueError(f"row {row} is broken")
+
+    broken = InlineFeed(load, digits.select("train"), "k", 8)
+    try:
+        next(iter(broken.batches(0, 2)))
+    except ValueError as error:
+        assert "is broken" in str(error)
+    else:
+        raise AssertionError("a broken row went unnoticed")

@@ -1,0 +1,115 @@
+"""The loop on real gloo processes: the loss curve does not know the world size, and a resumed run ends in the same weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sightline.models.load import load_model
+from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.train import checkpoints
+from sightline.pipelines.train.loop import Step, train
+from sightline.pipelines.train.spec import Launch, RunSpec, resolve
+from sightline.recipes import find_recipe
+from tests.processes import on_ranks
+
+STEPS = 50
+
+
+def spec_for(corpus: Corpus) -> RunSpec:
+    """The demo's recipe, narrower and on batches of 24."""
+    spec = find_recipe("clip_demo")
+    text = dict(spec.model.text) | {"width": 16}
+    model = replace(spec.model, embed_dim=16, text=text)
+    data = replace(spec.data, corpus=str(corpus.path))
+    optim = replace(spec.optim, warmup_steps=5)
+    spec = replace(spec, model=model, data=data, optim=optim, steps=STEPS, global_batch=24)
+    return resolve(spec, corpus, bf16_available=False)
+
+
+class InterruptedRunError(Exception):
+    """Stands for whatever ends a process between two steps."""
+
+
+def run(spec: RunSpec, launch: Launch, stop_after: int | None = None) -> list[Step]:
+    def report(step: Step) -> None:
+        if step.step == stop_after:
+            raise InterruptedRunError
+
+    try:
+        return train(spec, launch, Corpus.open(spec.data.corpus, spec.data.root), report)
+    except InterruptedRunError:
+        return []
+
+
+def run_twice(spec: RunSpec, launch: Launch) -> list[Step]:
+    """Interrupted at step 37 (the last checkpoint is at 30), then run again."""
+    assert run(spec, launch, stop_after=37) == []
+    return run(spec, launch)
+
+
+def weights(launch: Launch) -> dict[str, torch.Tensor]:
+    return load_file(launch.run_dir / "artifact" / "weights.safetensors")
+
+
+@pytest.mark.timeout(600)
+def test_world_size_and_interruption_change_nothing(digits: Corpus, tmp_path: Path) -> None:
+    spec = spec_for(digits)
+    launches = [Launch(tmp_path / name, checkpoint_every=15) for name in ("one", "two", "again")]
+    one = on_ranks(1, tmp_path / "r1", run, spec, launches[0])[0]
+    two = on_ranks(2, tmp_path / "r2", run, spec, launches[1])
+    again = on_ranks(1, tmp_path / "r3", run_twice, spec, launches[2])[0]
+
+    assert [step.step for step in one] == list(range(1, STEPS + 1))
+    assert two[0][-1].loss < one[0].loss  # it learns at all
+    for alone, rank0, rank1 in zip(one, *two, strict=True):
+        assert rank0.loss == rank1.loss
+        assert rank0.loss == pytest.approx(alone.loss, abs=1e-4)
+        assert rank0.grad_norm == pytest.approx(alone.grad_norm, rel=1e-3)
+
+    # The resumed run starts after the checkpoint, repeats its losses and ends in the same bits.
+    assert [step.step for step in again] == list(range(31, STEPS + 1))
+    assert [step.loss for step in again] == [step.loss for step in one[30:]]
+    for name, tensor in weights(launches[0]).items():
+        assert torch.equal(tensor, weights(launches[2])[name]), name
+
+    described = json.loads((launches[0].run_dir / "artifact" / "artifact.json").read_text())
+    assert described["provenance"]["corpus_root"] == digits.root
+    assert described["provenance"]["run_id"] == spec.run_id
+    assert load_model(str(launches[0].run_dir)).classes == digits.classes
+
+
+def uneven(spec: RunSpec, launch: Launch) -> str:
+    try:
+        run(spec, launch)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_an_uneven_batch_is_refused(digits: Corpus, tmp_path: Path) -> None:
+    spec = replace(spec_for(digits), global_batch=25)
+    messages = on_ranks(2, tmp_path / "r", uneven, spec, Launch(tmp_path / "run"))
+    assert all("does not split evenly over 2 workers" in message for message in messages)
+
+
+def test_checkpoints_without_their_marker_do_not_count(tmp_path: Path) -> None:
+    def write(step: int, name: str, run_id: str = "run", size: int = 3) -> Path:
+        folder = tmp_path / f"step-{step:08d}-{name}"
+        folder.mkdir()
+        (folder / "data").write_bytes(b"abc")
+        (folder / checkpoints.MARKER).write_text(json.dumps({"step": step, "loss": 0.5, "run_id": run_id, "files": {"data": size}}))
+        return folder
+
+    good = write(10, "a")
+    write(40, "b", run_id="another run")
+    write(30, "c", size=4)  # cut short
+    (write(20, "d") / checkpoints.MARKER).unlink()
+    found = checkpoints.newest(tmp_path, "run")
+    assert found is not None and (found.path, found.step) == (good, 10)
+    assert checkpoints.newest(tmp_path / "absent", "run") is None
