@@ -41,7 +41,6 @@ CONNECT_S = 10
 LOST_CONTACT = (aiohttp.ClientError, requests.RequestException, ConnectionError, RuntimeError)
 # These loggers of Ray's client report each of its steps, and set their own level.
 CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
-WANTS_TOKEN = "{} wants a valid token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
 
 
 @dataclass(frozen=True)
@@ -64,14 +63,15 @@ def job_server(address: str | None) -> Iterator[Server]:
     """The job server at an address, or that of a local Ray which ends with the context.
 
     Args:
-        address: `http://HEAD:8265`, https, or `auto` for a Ray that runs on this machine; None starts a local one.
+        address: `http://HEAD:8265` or https; None starts a local one.
 
     Raises:
         ValueError: the address is of another kind, or the server wants a token.
         ConnectionError: nothing answers there, or no job server.
     """
     if address is not None:
-        yield Server(connect(address), address, local=False)
+        url = address.rstrip("/")
+        yield Server(connect(url), url, local=False)
         return
     with ExitStack() as running:
         with free_agent_port(), ctrl_c_ignored():
@@ -96,8 +96,9 @@ def free_agent_port() -> AbstractContextManager[object]:
 def ctrl_c_ignored() -> Iterator[None]:
     """Processes that start meanwhile ignore Ctrl-C for good, as they inherit that.
 
-    A terminal sends it to all of them. Ray blocks it, but the dashboard's multiprocessing opens it again, and the dashboard
-    would be half dead when it is asked to stop the job. Signals belong to the main thread: another one changes nothing.
+    A terminal sends it to all of them. Ray blocks it, but the dashboard's multiprocessing lets it through again, and the
+    dashboard would be half dead when it is asked to stop the job. Only the main thread may set signals; another leaves
+    them as they are.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -110,18 +111,14 @@ def ctrl_c_ignored() -> Iterator[None]:
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """A client of the job server at `http(s)://…` or `auto`; raises as `job_server` says."""
-    if address != "auto" and not address.startswith(("http://", "https://")):
-        raise ValueError(
-            f"{address!r} is no job server's address: give its URL, such as http://HEAD:8265, "
-            "or auto for a Ray that runs on this machine"
-        )
+    """A client of the job server at `http(s)://…`; raises as `job_server` says."""
+    if not address.startswith(("http://", "https://")):
+        raise ValueError(f"{address!r} is no job server's address: give its URL, such as http://HEAD:8265")
     nothing = f"no Ray job server answers at {address}: name its URL, such as http://HEAD:8265, or leave it out"
-    if address != "auto":
-        try:  # Ray's client would wait for minutes
-            httpx.get(f"{address}/api/version", timeout=CONNECT_S)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ConnectionError(f"{nothing} ({error})") from error
+    try:  # Ray's client would wait for minutes
+        httpx.get(f"{address}/api/version", timeout=CONNECT_S)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ConnectionError(f"{nothing} ({error})") from error
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Ray lets RAY_ADDRESS override its client's argument, and this variable override both.
@@ -129,7 +126,8 @@ def connect(address: str) -> JobSubmissionClient:
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:
-        raise ValueError(WANTS_TOKEN.format(address)) from error
+        how = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
+        raise ValueError(f"{address} wants a valid token: {how}") from error
     except (requests.RequestException, RuntimeError, ConnectionError, KeyError) as error:
         raise ConnectionError(nothing) from error
 

@@ -96,7 +96,7 @@ class ConvTower(nn.Module):
     """A small convolutional trunk with timm's interface: two stride-2 convolutions, then residual blocks at stride 4.
 
     `forward_features` gives [B, num_features, H/4, W/4]; `forward` pools it by the mean, so a linear projection of the map
-    averages exactly to the image's embedding, and the dense readout is free. The last norm starts with a bias of −1: after
+    averages exactly to the image's embedding, and the dense readout is free. The last norm starts with a bias of −2: after
     the GELU most places then say almost nothing, so the mean is about what is there rather than about the background.
     """
 
@@ -114,7 +114,7 @@ class ConvTower(nn.Module):
         )
         self.blocks = nn.ModuleList(Residual(width) for _ in range(depth))
         self.norm = nn.GroupNorm(8, width)
-        nn.init.constant_(self.norm.bias, -1.0)
+        nn.init.constant_(self.norm.bias, -2.0)
 
     def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
         if num_classes or global_pool != "avg":

@@ -1,15 +1,18 @@
-"""What the endpoints compute: one model, batches of images, and a cache of the labels' text embeddings. No Ray, no HTTP.
+"""What the endpoints compute: one model, batches of images, and a memory of label embeddings. No Ray, no HTTP.
 
-An answer does not depend on what else was in its batch, nor on whether the cache had its labels (but for rounding). An engine is called from one
-thread at a time (see service.py), which is also what makes the cache single-flight.
+An answer does not depend on what else was in its batch, nor on whether its labels were remembered (but for rounding). An engine's
+towers are used from one thread at a time (see service.py), which is also what keeps two requests from embedding one label twice.
 
 Legend: B images, N texts, L labels, D embedding, C channels, H W pixels, S the tower's input size.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import sqrt
 from typing import TypeVar
 
 import numpy as np
@@ -19,25 +22,54 @@ from torch import Tensor
 
 from sightline.models.clip import Clip
 from sightline.models.codec import decode_rgb
+from sightline.models.preprocess import resample, to_CHW
 from sightline.models.segment import segment
 
-# Text and image towers see at most this many inputs at once; it bounds memory, not answers.
+# The towers see at most this many inputs at once; it bounds memory, not answers.
 CHUNK = 64
+# Labels × pixels that a segmentation may score: its refinement holds 24 float32 copies of them, 0.8 GB at most.
+MAX_SCORES = 8_000_000
+# At D = 512 a label takes 2 kB.
+REMEMBERED_LABELS = 10_000
 
 T = TypeVar("T")
+LabelKey = tuple[tuple[str, ...], str]  # templates, label
+
+
+@dataclass(frozen=True)
+class RememberingClip(Clip):
+    """The same model, whose classifier keeps the label embeddings that were asked for last.
+
+    All that asks a model for label embeddings gains from it, the segmentation with its contrast prompts too.
+    """
+
+    remembered: OrderedDict[LabelKey, Tensor] = field(default_factory=OrderedDict, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, model: Clip) -> RememberingClip:
+        return cls(**{part.name: getattr(model, part.name) for part in dataclasses.fields(Clip)})
+
+    def classifier(self, labels: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
+        """Zero-shot weights [L, D], as `Clip.classifier`."""
+        templates = tuple(templates or self.templates)
+        weights = {label: self.remembered[templates, label] for label in labels if (templates, label) in self.remembered}
+        missing = [label for label in dict.fromkeys(labels) if label not in weights]
+        # A label makes one prompt per template: chunks hold about CHUNK prompts.
+        for some in chunks(missing, max(1, CHUNK // len(templates))):
+            weights |= zip(some, super().classifier(some, templates), strict=True)
+        for label, weight_D in weights.items():
+            self.remembered[templates, label] = weight_D
+            self.remembered.move_to_end((templates, label))
+        while len(self.remembered) > REMEMBERED_LABELS:
+            self.remembered.popitem(last=False)
+        return torch.stack([weights[label] for label in labels])
 
 
 class Engine:
-    """A model and the embeddings of the labels that it was asked about last.
+    """A model that answers for many."""
 
-    Args:
-        cached_labels: how many label embeddings are kept; at D = 512 each takes 2 kB.
-    """
-
-    def __init__(self, model: Clip, cached_labels: int = 10_000) -> None:
-        self.model = model
-        self._cached_labels = cached_labels
-        self._label_D: OrderedDict[tuple[tuple[str, ...], str], Tensor] = OrderedDict()
+    def __init__(self, model: Clip) -> None:
+        self.model = RememberingClip.of(model)
 
     def rgb(self, data: bytes, max_pixels: int) -> NDArray[np.uint8]:
         """The decoded image [H, W, 3]; safe in any thread.
@@ -57,29 +89,15 @@ class Engine:
 
     def embed_images(self, images: Sequence[Tensor]) -> Tensor:
         """Unit embeddings [B, D] of inputs from `pixels`."""
-        parts = [self.model.embed_images(torch.stack(list(some))) for some in chunks(images)]
-        return torch.cat(parts).cpu()
+        return torch.cat([self.model.embed_images(torch.stack(list(some))) for some in chunks(images)]).cpu()
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit embeddings [N, D]."""
         return torch.cat([self.model.embed_texts(some) for some in chunks(texts)]).cpu()
 
     def label_weights(self, labels: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
-        """Zero-shot weights [L, D] of the labels; those asked about before come from the cache."""
-        filled = tuple(templates or self.model.templates)
-        keys = [(filled, label) for label in labels]
-        found = {key: self._label_D[key] for key in keys if key in self._label_D}
-        missing = [label for label in dict.fromkeys(labels) if (filled, label) not in found]
-        # A label makes one prompt per template, so that chunks of labels hold about CHUNK prompts.
-        for some in chunks(missing, max(1, CHUNK // len(filled))):
-            for label, weight_D in zip(some, self.model.classifier(some, filled).cpu(), strict=True):
-                found[filled, label] = weight_D
-        for key in keys:
-            self._label_D[key] = found[key]
-            self._label_D.move_to_end(key)
-        while len(self._label_D) > self._cached_labels:
-            self._label_D.popitem(last=False)
-        return torch.stack([found[key] for key in keys])
+        """Zero-shot weights [L, D] of the labels."""
+        return self.model.classifier(labels, templates).cpu()
 
     def logits(self, image_D: Tensor, label_LD: Tensor) -> Tensor:
         """logit scale × cosine [L]."""
@@ -88,10 +106,19 @@ class Engine:
     def label_map(self, rgb_HWC: NDArray[np.uint8], labels: Sequence[str]) -> NDArray[np.uint8]:
         """The label of each pixel uint8 [H, W]: i + 1 for labels[i], 0 for the background.
 
+        Where labels × pixels exceed MAX_SCORES the image is segmented at a smaller size, and each pixel takes the
+        nearest one's label.
+
         Raises:
             ValueError: the image tower cannot be read densely.
         """
-        return segment(self.model, rgb_HWC, labels).label_map_HW
+        height, width = rgb_HWC.shape[:2]
+        scale = min(1.0, sqrt(MAX_SCORES / (len(labels) * height * width)))
+        small_CHW = resample(to_CHW(rgb_HWC), max(1, int(height * scale)), max(1, int(width * scale)))
+        small_HW = segment(self.model, small_CHW.permute(1, 2, 0).numpy(), labels).label_map_HW
+        rows = np.arange(height) * small_HW.shape[0] // height
+        columns = np.arange(width) * small_HW.shape[1] // width
+        return small_HW[rows[:, None], columns]
 
 
 def chunks(items: Sequence[T], size: int = CHUNK) -> list[Sequence[T]]:

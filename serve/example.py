@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 LABELS = ("red three", "blue seven", "green five")
+TEXTS = ("a red three", "a blue seven")
+TEMPLATES = ("{}", "a picture of {}")
 SIDE = 192
 
 

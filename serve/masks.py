@@ -1,7 +1,7 @@
 """Label maps become palette PNGs: one byte a pixel, its colours in the file, index 0 transparent.
 
-The first colours are those of Okabe and Ito (2008), which people with any colour vision tell apart; later ones walk around the hue circle by
-the golden angle. A label's colour depends on its place in the list alone.
+The first colours are those of Okabe and Ito (2008), which people with any colour vision tell apart; later ones walk around
+the hue circle by the golden angle. A label's colour depends on its place in the list alone.
 """
 
 from __future__ import annotations

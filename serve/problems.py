@@ -1,7 +1,7 @@
 """Errors as RFC 9457 problem documents: {type, title, status, detail}, the detail with the remedy in it.
 
-Whatever goes wrong inside the app leaves as `application/problem+json`, FastAPI's and Starlette's own errors among them. What is the
-server's fault says so and nothing else: no path, no traceback.
+Whatever goes wrong inside the app leaves as `application/problem+json`, FastAPI's and Starlette's own errors among them. What
+is the server's fault says so and nothing else: no path, no traceback.
 """
 
 from __future__ import annotations

@@ -231,3 +231,4 @@ class EmbedAnswer(Answer):
 class Ready(Answer):
     status: str = "ready"
     templates: list[str] = Field(description="prompt templates that /classify uses unless told otherwise")
+    classes: list[str] = Field(description="classes of the corpus that it was trained on, where they are known")

@@ -1,8 +1,8 @@
 """One model behind three questions: validated requests in, answers out. Asynchronous, and without Ray.
 
-Decoding runs in a small pool of threads, so that a broken image fails alone and before it meets a batch. Everything that touches the
-towers runs in one thread, in turn: torch uses the replica's cores inside an operation, and two at once only get in each other's
-way. `embed_image` is the seam for batching: Ray Serve puts its queue there (app.py).
+Decoding runs in a small pool of threads, so that a broken image fails alone and before it meets a batch. Everything that touches
+the towers runs in one thread, in turn: torch uses the replica's cores inside an operation, and two at once only get in each
+other's way. `embed_image` is the seam for batching: Ray Serve puts its queue there (app.py).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sightline.models.codec import ImageError
+from sightline.models.segment import BACKGROUND
 from sightline.serve import masks
 from sightline.serve.engine import Engine
 from sightline.serve.problems import ProblemError
@@ -115,7 +116,8 @@ class Service:
 
     def ready(self) -> Ready:
         model = self.engine.model
-        return Ready(**self.who, templates=list(model.templates))
+        classes = [name for name in model.classes if name != BACKGROUND]
+        return Ready(**self.who, templates=list(model.templates), classes=classes)
 
     async def compute(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run on the towers' thread."""
@@ -140,4 +142,5 @@ class Service:
         except ImageError as error:
             if error.code == "too_many_pixels":
                 raise ProblemError(413, "too-many-pixels", f"{field}: {error}") from error
-            raise ProblemError(400, "not-an-image", f"{field}: {error}") from error
+            detail = f"{field}: {error}; send a whole JPEG, PNG, WebP or GIF file"
+            raise ProblemError(400, "not-an-image", detail) from error

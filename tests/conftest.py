@@ -50,16 +50,16 @@ def ray_local() -> Iterator[None]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         import ray  # only the tests that need it pay for the import
 
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            object_store_memory=300_000_000,
-            _temp_dir=str(temp),
-        )
         try:
+            ray.init(
+                address="local",
+                num_cpus=2,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                object_store_memory=300_000_000,
+                _temp_dir=str(temp),
+            )
             yield
         finally:
             ray.shutdown()

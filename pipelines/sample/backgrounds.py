@@ -44,10 +44,10 @@ def _smooth_noise(grid: int, size: int, rng: np.random.Generator) -> Float2D:
 def background(kind: str, brightness: float, size: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """A texture around a brightness, with a faint tint and a little grain: [size, size, 3] in 0..1."""
     contrast = rng.uniform(0.06, 0.13) * (1.6 if kind == "shaded" else 1.0)
-    tint = rng.uniform(-0.025, 0.025, 3)
-    grain = rng.normal(0, rng.uniform(0.005, 0.025), (size, size))
+    tint = rng.uniform(-0.025, 0.025, 3).astype(np.float32)
+    grain = rng.uniform(0.005, 0.025) * rng.standard_normal((size, size), np.float32)
     grey = brightness + contrast * texture(kind, size, rng) + grain
-    return np.clip(grey[..., None] + tint, 0, 1).astype(np.float32)
+    return np.clip(grey[..., None] + tint, 0, 1)
 
 
 def brightness_apart_from(lumas: list[float], rng: np.random.Generator) -> float:

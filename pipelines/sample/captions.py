@@ -1,8 +1,8 @@
 """What a person might say of a scene: a small grammar over what the pixels show.
 
 Everything said is true of the mask: positions and relations come from the centres of the visible strokes, size words
-from their heights. Every caption names every digit of the scene with its colour, the two words side by side, in under 16
-words.
+from their heights. Every caption names every digit of the scene with its colour, the two words side by side, and has
+fewer than 16 words.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 COUNTS = ("no", "one", "two", "three")
 NEAR, FAR = 0.41, 0.59  # centres between these are neither left nor right, neither upper nor lower
-SMALL, LARGE = 0.335, 0.46  # heights of strokes, as a share of the picture's
+SMALL, LARGE = 0.38, 0.49  # heights of strokes, as a share of the picture's
 APART = 0.2  # a relation is said only of centres at least this far apart
 
 PLACES = (
@@ -85,7 +85,7 @@ def _placed(digits: Sequence[Seen], rng: np.random.Generator) -> str:
         )
     if len(others) == 1:
         return f"a {first.name} {place(first)} and a {others[0].name} {place(others[0])}"
-    return f"a {first.name} {place(first)} with {_list(others)}"
+    return f"a {first.name} {place(first)}, with {_list(others)}"
 
 
 def _counted(digits: Sequence[Seen], rng: np.random.Generator) -> str:

@@ -6,7 +6,6 @@ are held out are drawn in the test split only.
 
 from __future__ import annotations
 
-import colorsys
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,7 @@ from sightline.pipelines.sample.spec import SPLITS, SampleSpec, Split
 
 # Sides of a digit's eight cells in a picture of 48 pixels, by the number of digits in it: more digits, less room.
 SIDES_PX = {1: (17, 25), 2: (17, 22), 3: (17, 19)}
-OVERLAP_PX = 2  # of 48: how deep the boxes of two digits may reach into each other
+OVERLAP_PX = 1  # of 48: how deep the boxes of two digits may reach into each other
 EDGE_PX = 1  # of 48: room kept at the edge of the picture
 
 
@@ -76,9 +75,7 @@ def _draw(classes: list[int] | tuple[int, ...], count: int, rng: np.random.Gener
 
 def _ink(class_id: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """An RGB colour that people call by the pair's colour word."""
-    ink = COLOURS[colour_of(class_id)]
-    hue, saturation, value = (rng.uniform(*bounds) for bounds in (ink.hue, ink.saturation, ink.value))
-    return np.array(colorsys.hsv_to_rgb(hue / 360 % 1, saturation, value), np.float32)
+    return np.array(COLOURS[colour_of(class_id)].rgb(rng.random(3).tolist()), np.float32)
 
 
 def _luma(rgb: NDArray[np.float32]) -> float:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +54,10 @@ def write_sample(dest: Path, spec: SampleSpec, progress: Callable[[int, int], No
     dest = dest.expanduser().resolve()
     if digest := _present(dest, spec):
         return SampleReport(dest, spec, digest, _held_out_names(spec), reused=True)
-    dest.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise FileExistsError(f"{dest} lies below a file: name a folder that can be made") from None
     draft = dest.with_name(f".{dest.name}.{uuid.uuid4().hex}.partial")
     try:
         digest = _write(draft, spec, progress)
@@ -68,19 +72,25 @@ def _present(dest: Path, spec: SampleSpec) -> str | None:
     if dest.is_dir():
         if not any(dest.iterdir()):
             return None
-        seal = dest / SEAL
-        if seal.is_file():
-            try:
-                found = json.loads(seal.read_bytes())
-            except ValueError:
-                raise FileExistsError(f"{seal} is not readable JSON: delete the folder or name another") from None
-            if found["format"] == FORMAT and found["settings"] == asdict(spec):
+        if (dest / SEAL).is_file():
+            found = _read_seal(dest / SEAL)
+            if found.get("settings") == asdict(spec):
                 return str(found["digest"])
-            raise FileExistsError(f"{dest} holds a sample with other settings ({seal}): delete it or name another folder")
+            raise FileExistsError(f"{dest} holds a sample of other settings: delete it or name another folder")
         raise FileExistsError(f"{dest} is not empty and holds no sample: name a new or an empty folder")
     if dest.exists():
         raise FileExistsError(f"{dest} is a file: name a new or an empty folder")
     return None
+
+
+def _read_seal(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        found = None
+    if isinstance(found, dict) and found.get("format") == FORMAT:
+        return found
+    raise FileExistsError(f"{path} is no seal of a sample of this version: delete the folder or name another")
 
 
 def _write(draft: Path, spec: SampleSpec, progress: Callable[[int, int], None] | None) -> str:
@@ -147,19 +157,8 @@ def _png(mask: NDArray[np.uint8], palette: bytes) -> bytes:
 
 def _palette() -> bytes:
     """Black for the background, each class in its colour, brighter with the digit: a mask opens as a picture."""
-    entries = [(0, 0, 0)]
+    entries = [0, 0, 0]
     for class_id in CLASS_IDS:
-        red, green, blue = PALETTE_RGB[colour_of(class_id)]
         share = 0.55 + 0.05 * digit_of(class_id)
-        entries.append((round(red * share), round(green * share), round(blue * share)))
-    return bytes(value for entry in entries for value in entry)
-
-
-PALETTE_RGB = {
-    "red": (255, 40, 40),
-    "green": (40, 220, 60),
-    "blue": (60, 100, 255),
-    "yellow": (255, 230, 40),
-    "purple": (190, 60, 230),
-    "cyan": (40, 225, 240),
-}
+        entries += [round(255 * share * value) for value in COLOURS[colour_of(class_id)].rgb((0.5, 0.5, 1))]
+    return bytes(entries)

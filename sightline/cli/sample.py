@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sightline.cli.output import Json, emit, log
+from sightline.cli.output import Json, emit, facts, log
 
 
 def sample(
@@ -36,21 +36,15 @@ def sample(
 
     spec = SampleSpec(seed=seed, train=train, val=val, test=test, size=size)
     columns = (TextColumn("scenes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=log, transient=True) as bar:
+    with Progress(*columns, console=log, transient=True, disable=not log.is_terminal) as bar:
         task = bar.add_task("scenes", total=spec.scenes)
         report = write_sample(dest, spec, lambda done, total: bar.update(task, completed=done, total=total))
-    if report.reused:
-        log.print(f"{report.dest} holds this sample already")
     counts: dict[str, int] = {split: spec.count(split) for split in SPLITS}
+    result = {"dest": str(report.dest), **counts, "size": spec.size, "seed": spec.seed, "digest": report.digest}
+    if report.reused:
+        log.print(f"{report.dest} holds this sample already", soft_wrap=True)
     emit(
-        {
-            "dest": str(report.dest),
-            **counts,
-            "size": spec.size,
-            "seed": spec.seed,
-            "held_out": list(report.held_out) if json else ", ".join(report.held_out),
-            "digest": report.digest,
-            "reused": report.reused,
-        },
+        {**result, "held_out": list(report.held_out), "reused": report.reused},
         json,
+        facts({**result, "held out": ", ".join(report.held_out)}),
     )

@@ -35,14 +35,14 @@ def submit(
 ) -> None:
     """Run any of these commands as a job on a Ray cluster.
 
-    The package goes along as a built wheel, recorded by its sha256. The job's log is shown on standard error, and the
-    command ends with the job's exit status. Ctrl-C leaves a cluster's job running (it stops that of a local Ray).
-    Paths are the cluster's; with a local Ray they are relative to this folder.
+    Sightline itself goes along as a built wheel, recorded by its sha256; nothing else does: paths are the cluster's (with
+    a local Ray, relative to this folder). The job's log is shown on standard error, and the command ends with the job's
+    exit status. Ctrl-C leaves a cluster's job running; with a local Ray it stops the job.
 
     \b
     Example:
-      sightline submit -- train clip_demo corpus=corpus
-      sightline submit --address http://HEAD:8265 -- train clip_vit_b32 corpus=/data/corpus workers=8
+      sightline submit -- train clip_demo corpus=corpus --workers 2
+      sightline submit --address http://HEAD:8265 -- train clip_vit_b32 corpus=/data/corpus --workers 8 --gpus
       sightline submit --address http://HEAD:8265 --logs raysubmit_4LamXRuQpYdSMg7J
     """
     asked = {"--status": status, "--logs": logs, "--stop": stop}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import re
 import shlex
 from collections.abc import Callable
@@ -185,3 +186,42 @@ def test_the_job_asks_for_as_many_workers_as_there_are_gpus() -> None:
     resources = group["template"]["spec"]["containers"][0]["resources"]
     assert int(words[words.index("--workers") + 1]) == group["replicas"] * int(resources["limits"]["nvidia.com/gpu"])
     assert "--gpus" in words
+
+
+def serve_config() -> Manifest:
+    config: Manifest = yaml.safe_load(read("rayservice.yaml")["spec"]["serveConfigV2"])
+    return config
+
+
+def test_the_service_is_one_that_ray_serve_takes() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    ServeDeploySchema.model_validate(serve_config())
+
+
+def test_the_services_import_path_makes_an_application_of_its_arguments() -> None:
+    [application] = serve_config()["applications"]
+    module, name = application["import_path"].split(":")
+    built = getattr(importlib.import_module(module), name)(application["args"])
+    assert type(built).__name__ == "Application"
+
+
+def test_the_services_replicas_fit_its_nodes() -> None:
+    [arguments] = [application["args"] for application in serve_config()["applications"]]
+    [group] = cluster(read("rayservice.yaml"))["workerGroupSpecs"]
+    requests = group["template"]["spec"]["containers"][0]["resources"]["requests"]
+    on_a_node = min(int(requests["cpu"]) // arguments["cpus"], int(requests["nvidia.com/gpu"]) // arguments["gpus"])
+    assert on_a_node >= 1
+    assert group["minReplicas"] * on_a_node >= arguments["min_replicas"]
+    assert group["maxReplicas"] * on_a_node == arguments["max_replicas"]
+
+
+def test_the_data_is_where_the_volume_is_mounted() -> None:
+    words = shlex.split(read("rayjob-train.yaml")["spec"]["entrypoint"])
+    [model] = [application["args"]["model"] for application in serve_config()["applications"]]
+    paths = [word.removeprefix("corpus=") for word in words if "/" in word]
+    for path in [*paths, model]:
+        assert path.startswith("/data/")
+    for name in MANIFESTS:
+        for pod in pods(read(name))[: -1 if "job" in name else None]:  # the submitter touches no data
+            assert "/data" in [mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]]

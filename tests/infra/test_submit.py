@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -131,6 +132,27 @@ def test_a_server_that_stays_away_is_given_up_with_the_jobs_last_status(monkeypa
         submit.follow(server(client), "j", print)
 
 
+def test_ctrl_c_stops_a_job_whose_ray_ends_with_this_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import typer
+
+    from sightline.cli.submit import watch
+    from sightline.infra import submit
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    stopped: list[str] = []
+    monkeypatch.setattr(submit, "follow", interrupted)
+    monkeypatch.setattr(submit, "stop", lambda _, job_id: stopped.append(job_id))
+    local = submit.Server(cast(Any, None), "http://127.0.0.1:8265", local=True)
+    with pytest.raises(typer.Exit) as ended:
+        watch(local, "job")
+    assert ended.value.exit_code == 130 and stopped == ["job"]
+    assert "interrupted: job job was stopped" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("status", "driver", "code"),
     [("SUCCEEDED", 0, 0), ("FAILED", 3, 3), ("FAILED", -9, 137), ("FAILED", None, 1), ("STOPPED", None, 1)],
@@ -176,10 +198,11 @@ def test_without_an_address_a_local_ray_runs_the_job_in_this_folder_though_anoth
 
 # Starts a local Ray and a job that waits, says where they are, and ends both when its standard input closes.
 JOB_SERVER = """
-import sys
+import signal, sys
 from sightline.infra.submit import job_server
 with job_server(None) as server:
     waiting = server.client.submit_job(entrypoint="echo it began; exec sleep 600")
+    signal.signal(signal.SIGINT, lambda *_: None)
     print(server.address, waiting, flush=True)
     sys.stdin.read()
 """
@@ -190,11 +213,19 @@ def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNames
     """A Ray with a job server: its address, a job that waits on it, and the variables that let a command in."""
     home = tmp_path_factory.mktemp("home")
     environment = clean_environment(home) | {"SIGHTLINE_DEBUG": "1"}
-    program = [sys.executable, "-c", JOB_SERVER]
-    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", JOB_SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as process:
         assert process.stdin and process.stdout
         try:
             address, waiting = process.stdout.readline().split()
+            # As a terminal's Ctrl-C does: every process of Ray gets it, and all that follows needs the job server whole.
+            os.killpg(process.pid, signal.SIGINT)
             token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home / ".ray" / "auth_token")}
             yield SimpleNamespace(address=address, waiting=waiting, token=token)
         finally:

@@ -1,0 +1,367 @@
+"""The endpoints over HTTP, without Ray, with a real tiny model: answers, and every way to ask wrongly."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from starlette.testclient import TestClient
+
+from sightline.models.clip import Clip
+from sightline.serve import masks
+from sightline.serve.http import prefers_png
+from tests.serve.conftest import LIMITS, SIZE, encoded, picture
+
+LABELS = ["a cat", "a dog", "a very small submarine"]
+
+
+def data_url(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def detail(response: Any, status: int) -> str:
+    """The detail of a problem document, after checking that the response is one."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert problem.keys() == {"type", "title", "status", "detail"}
+    assert problem["status"] == status
+    return str(problem["detail"])
+
+
+# -------------------------------------------------------------------------------------------- answers
+
+
+def test_classify_equals_plain_open_clip(client: TestClient, model_folder: Path) -> None:
+    image = picture(SIZE, SIZE)  # at the tower's own size: resampling is not what is compared
+    towers, _, transform = open_clip.create_model_and_transforms(f"local-dir:{model_folder}")
+    towers.eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{model_folder}")([f"a photo of a {label}." for label in LABELS])
+    with torch.inference_mode():
+        seen = towers.encode_image(transform(image)[None], normalize=True)
+        said = towers.encode_text(tokens, normalize=True)
+        logits = (towers.logit_scale.exp() * seen @ said.T)[0]
+    templates = {"templates": ["a photo of a {}."]}
+    answer = client.post("/classify", json={"image": data_url(encoded(image)), "labels": LABELS} | templates).json()
+    got = {prediction["label"]: prediction for prediction in answer["predictions"]}
+    for label, logit, score in zip(LABELS, logits.tolist(), logits.softmax(-1).tolist(), strict=True):
+        assert got[label]["logit"] == pytest.approx(logit, abs=1e-4)
+        assert got[label]["score"] == pytest.approx(score, abs=1e-5)
+
+
+def test_probabilities_sum_to_one_and_come_in_order(client: TestClient, png: bytes) -> None:
+    predictions = client.post("/classify", files={"image": png}, data={"labels": LABELS}).json()["predictions"]
+    scores = [prediction["score"] for prediction in predictions]
+    assert sum(scores) == pytest.approx(1, abs=1e-6)
+    assert scores == sorted(scores, reverse=True)
+    assert {prediction["label"] for prediction in predictions} == set(LABELS)
+
+
+def test_top_k_cuts_after_the_softmax(client: TestClient, png: bytes) -> None:
+    every = client.post("/classify", files={"image": png}, data={"labels": LABELS}).json()["predictions"]
+    best = client.post("/classify", files={"image": png}, data={"labels": LABELS, "top_k": 2}).json()["predictions"]
+    assert best == every[:2]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [LABELS, ", ".join(LABELS), "\n".join(LABELS), "\r\n".join([*LABELS, ""]), [LABELS[0], ",".join(LABELS[1:])]],
+    ids=["repeated", "commas", "lines", "crlf", "both"],
+)
+def test_every_way_to_ask_gives_the_same_answer(client: TestClient, png: bytes, labels: Any) -> None:
+    want = client.post("/classify", json={"image": data_url(png), "labels": LABELS})
+    assert want.status_code == 200, want.text
+    got = client.post("/classify", files={"image": ("photo.png", png)}, data={"labels": labels})
+    assert got.json() == want.json()
+
+
+def test_base64_with_line_ends_is_an_image_too(client: TestClient, png: bytes) -> None:
+    wrapped = base64.encodebytes(png).decode()
+    assert client.post("/classify", json={"image": wrapped, "labels": LABELS}).status_code == 200
+
+
+def test_answers_name_the_model_and_its_weights(client: TestClient, model: Clip, png: bytes) -> None:
+    asked = {"image": data_url(png), "labels": LABELS}
+    for path, body in (("/classify", asked), ("/segment", asked), ("/embed", {"texts": LABELS})):
+        answer = client.post(path, json=body).json()
+        assert (answer["model"], answer["revision"]) == ("tiny-clip", model.revision)
+
+
+def test_a_label_in_a_json_list_may_hold_a_comma(client: TestClient, png: bytes) -> None:
+    labels = ["salt, pepper", "чайник", "茶壶 🫖"]
+    predictions = client.post("/classify", json={"image": data_url(png), "labels": labels}).json()["predictions"]
+    assert {prediction["label"] for prediction in predictions} == set(labels)
+
+
+def test_a_mask_is_a_palette_png_of_the_images_own_size(client: TestClient, png: bytes) -> None:
+    answer = client.post("/segment", files={"image": png}, data={"labels": LABELS}).json()
+    mask = Image.open(io.BytesIO(base64.b64decode(answer["mask"])))
+    assert (mask.format, mask.mode, mask.size) == ("PNG", "P", (80, 60))
+    assert (answer["width"], answer["height"]) == (80, 60)
+    index = np.asarray(mask)
+    rgb = np.asarray(mask.convert("RGB"))
+    for i, area in enumerate(answer["labels"]):
+        assert area["label"] == LABELS[i]
+        assert area["pixels"] == int((index == i + 1).sum())
+        assert area["fraction"] == pytest.approx(area["pixels"] / (80 * 60))
+        assert {"#%02x%02x%02x" % tuple(pixel) for pixel in rgb[index == i + 1]} <= {area["colour"]}
+    assert sum(area["pixels"] for area in answer["labels"]) > 0
+
+
+def test_the_mask_alone_where_png_is_preferred(client: TestClient, model: Clip, png: bytes) -> None:
+    asked: dict[str, Any] = {"files": {"image": png}, "data": {"labels": LABELS}}
+    answer = client.post("/segment", headers={"Accept": "image/png"}, **asked)
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.headers["sightline-revision"] == model.revision
+    assert answer.content == base64.b64decode(client.post("/segment", **asked).json()["mask"])
+
+
+@pytest.mark.parametrize(
+    ("accept", "png"),
+    [
+        ("image/png", True),
+        ("*/*", False),
+        ("", False),
+        ("application/json, image/png", False),
+        ("application/json;q=0.5, image/png;q=0.9", True),
+        ("IMAGE/PNG; q=1.0, */*;q=0.1", True),
+        ("image/png;q=nonsense", False),
+    ],
+)
+def test_the_accept_header_decides(accept: str, png: bool) -> None:
+    assert prefers_png(accept) is png
+
+
+def test_embeddings_have_unit_norm_and_agree_with_classify(client: TestClient, model: Clip, png: bytes) -> None:
+    prompts = [template.replace("{}", "a cat") for template in model.templates]
+    answer = client.post("/embed", json={"images": [data_url(png), data_url(encoded(picture(seed=1)))], "texts": prompts}).json()
+    images, texts = np.array(answer["images"]), np.array(answer["texts"])
+    assert images.shape == (2, answer["dimension"]) and texts.shape == (len(prompts), answer["dimension"])
+    np.testing.assert_allclose(np.linalg.norm(np.concatenate([images, texts]), axis=1), 1, atol=1e-6)
+    label = texts.mean(0) / np.linalg.norm(texts.mean(0))
+    (prediction,) = client.post("/classify", json={"image": data_url(png), "labels": ["a cat"]}).json()["predictions"]
+    assert prediction["logit"] == pytest.approx(model.logit_scale * float(images[0] @ label), abs=1e-4)
+
+
+def test_embed_takes_one_or_several_of_each(client: TestClient, png: bytes) -> None:
+    one = client.post("/embed", files={"image": png}).json()
+    several = client.post("/embed", files=[("images", png), ("images", png)], data={"texts": "a cat, asleep\na dog"}).json()
+    assert several["images"][1] == pytest.approx(one["images"][0], abs=1e-6)
+    assert len(several["texts"]) == 2
+
+
+def test_health_and_readiness(client: TestClient, model: Clip) -> None:
+    assert client.get("/healthz").json() == {"status": "alive"}
+    ready = client.get("/readyz").json()
+    assert (ready["status"], ready["model"], ready["revision"]) == ("ready", "tiny-clip", model.revision)
+
+
+def test_the_page_asks_nothing_of_others(client: TestClient) -> None:
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "//" not in page.text.replace("http://www.w3.org/2000/svg", "").replace("location.origin//", "").split("<script>")[0]
+    assert client.get("/example.jpg").content.startswith(b"\xff\xd8")
+
+
+def test_the_examples_of_the_documentation_run(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    for path in ("/classify", "/segment", "/embed"):
+        content = paths[path]["post"]["requestBody"]["content"]
+        assert content.keys() == {"application/json", "multipart/form-data"}
+        properties = content["application/json"]["schema"]["properties"]
+        answer = client.post(path, json={name: schema["example"] for name, schema in properties.items()})
+        assert answer.status_code == 200, answer.text
+    assert client.get("/docs").status_code == 200
+
+
+# --------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize("path", ["/classify", "/segment"])
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"labels": []}, "give at least one label"),
+        ({"labels": " , \n"}, "give at least one label"),
+        ({"labels": ["cat", " "]}, "a label is empty"),
+        ({"labels": ["cat", "dog", "cat"]}, "give every label once"),
+        ({"labels": [f"label {i}" for i in range(LIMITS.max_labels + 1)]}, "one call takes 20"),
+        ({"labels": ["x" * 201]}, "at most 200 characters"),
+        ({"labels": [1, 2]}, "labels.0"),
+        ({"labels": {"cat": 1}}, "labels"),
+        ({"labels": "cat", "colour": "red"}, "colour: there is no such field"),
+        ({}, "labels: this field is missing"),
+        ({"labels": "cat", "image": "not base64!"}, "-F image=@photo.jpg"),
+        ({"labels": "cat", "image": 7}, "image"),
+        ({"labels": "cat", "image": None}, "image"),
+    ],
+)
+def test_bad_fields_are_named_with_their_remedy(
+    client: TestClient, png: bytes, path: str, fields: dict[str, Any], says: str
+) -> None:
+    assert says in detail(client.post(path, json={"image": data_url(png)} | fields), 422)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"templates": ["a photo"]}, "needs {} where the label goes"),
+        ({"templates": []}, "needs {} where the label goes"),
+        ({"templates": ["{}" + str(i) for i in range(41)]}, "41; one call takes 40 prompts"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_k": "many"}, "top_k"),
+    ],
+)
+def test_bad_options_of_classify(client: TestClient, png: bytes, fields: dict[str, Any], says: str) -> None:
+    assert says in detail(client.post("/classify", json={"image": data_url(png), "labels": "cat"} | fields), 422)
+
+
+def test_a_form_without_a_file_or_without_labels(client: TestClient, png: bytes) -> None:
+    assert "image: this field is missing" in detail(client.post("/classify", files={"labels": (None, "cat")}), 422)
+    assert "labels: this field is missing" in detail(client.post("/classify", files={"image": png}), 422)
+    assert "give it once" in detail(client.post("/segment", files=[("top_k", (None, "1")), ("top_k", (None, "2"))]), 422)
+
+
+def test_nothing_to_embed(client: TestClient) -> None:
+    assert "nothing to embed" in detail(client.post("/embed", json={}), 422)
+    assert "a text is empty" in detail(client.post("/embed", json={"texts": [" "]}), 422)
+
+
+@pytest.mark.parametrize("path", ["/classify", "/segment"])
+@pytest.mark.parametrize(
+    "data", [b"", b"x", b"<html>404</html>", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n" + bytes(40)], ids=range(5)
+)
+def test_a_file_that_is_no_image_is_400(client: TestClient, path: str, data: bytes) -> None:
+    assert "send a whole JPEG, PNG" in detail(client.post(path, files={"image": data}, data={"labels": "cat"}), 400)
+
+
+def test_a_truncated_image_is_400(client: TestClient, png: bytes) -> None:
+    detail(client.post("/classify", files={"image": png[: len(png) // 2]}, data={"labels": "cat"}), 400)
+
+
+def test_one_bad_image_of_several_is_named(client: TestClient, png: bytes) -> None:
+    said = detail(client.post("/embed", files=[("images", png), ("images", b"junk")]), 400)
+    assert said.startswith("images.1:")
+
+
+def test_too_many_pixels_are_413_by_the_header_alone(client: TestClient) -> None:
+    bomb = encoded(Image.new("1", (20_000, 20_000)))
+    assert len(bomb) < LIMITS.max_image_bytes
+    assert "pixels" in detail(client.post("/classify", files={"image": bomb}, data={"labels": "cat"}), 413)
+
+
+def test_too_large_an_image_is_413(client: TestClient) -> None:
+    noise = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)))
+    assert LIMITS.max_image_bytes < len(noise) < LIMITS.max_body_bytes
+    assert "200,000" in detail(client.post("/classify", files={"image": noise}, data={"labels": "cat"}), 413)
+
+
+def test_a_body_that_says_it_is_too_large_is_413(client: TestClient) -> None:
+    assert "400,000" in detail(client.post("/classify", files={"image": bytes(500_000)}, data={"labels": "cat"}), 413)
+    assert "400,000" in detail(client.post("/embed", json={"texts": ["x" * 500_000]}), 413)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
+def test_a_chunked_body_is_counted_while_it_arrives(client: TestClient, kind: str) -> None:
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        yield b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        while sent < 10 * LIMITS.max_body_bytes:
+            sent += 50_000
+            yield bytes(50_000)
+
+    assert "400,000" in detail(client.post("/classify", content=endless(), headers={"Content-Type": kind}), 413)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"\xff\xfe", 400),
+        (b'{"labels": ["\\ud800"], "image": ""}', 400),
+        (b"[" * 100_000, 400),
+        (b'{"top_k": NaN}', 400),
+        (b"[1, 2]", 422),
+        (b'"cat"', 422),
+    ],
+)
+def test_malformed_json(client: TestClient, body: bytes, status: int) -> None:
+    detail(client.post("/classify", content=body, headers={"Content-Type": "application/json"}), status)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"nonsense", "multipart/form-data"),
+        (b"nonsense", "multipart/form-data; boundary=x"),
+        (b"--x\r\n\r\n", "multipart/form-data; boundary=x"),
+    ],
+)
+def test_a_malformed_form_is_no_failure_of_ours(client: TestClient, body: bytes, kind: str) -> None:
+    response = client.post("/classify", content=body, headers={"Content-Type": kind})
+    assert response.status_code in (400, 422)
+    detail(response, response.status_code)
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "image/png", "application/x-www-form-urlencoded"])
+def test_another_content_type_is_415(client: TestClient, png: bytes, kind: str) -> None:
+    assert "multipart/form-data" in detail(client.post("/classify", content=png, headers={"Content-Type": kind}), 415)
+
+
+def test_unknown_paths_and_methods_are_problems_too(client: TestClient) -> None:
+    assert "/nowhere" in detail(client.get("/nowhere"), 404)
+    assert "POST" in detail(client.get("/classify"), 405) or "GET" in detail(client.get("/classify"), 405)
+
+
+def test_a_failure_of_ours_is_a_problem_without_secrets(client: TestClient, png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("/secret/path")
+
+    monkeypatch.setattr("sightline.serve.engine.Engine.embed_images", broken)
+    said = detail(client.post("/classify", files={"image": png}, data={"labels": "cat"}), 500)
+    assert "secret" not in said
+
+
+def test_a_model_that_cannot_be_read_densely_says_so(client: TestClient, png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("the image tower Swin cannot be read densely")
+
+    monkeypatch.setattr("sightline.serve.engine.segment", refuse)
+    assert "Swin" in detail(client.post("/segment", files={"image": png}, data={"labels": "cat"}), 422)
+
+
+def test_hostile_files_cost_a_4xx_at_most(client: TestClient, shared_data: Path) -> None:
+    for path in sorted((shared_data / "hostile").iterdir()):
+        data = path.read_bytes()
+        if len(data) > LIMITS.max_image_bytes:
+            continue
+        response = client.post("/classify", files={"image": data}, data={"labels": "cat, dog"})
+        assert response.status_code in (200, 400, 413), (path.name, response.text)
+        json.loads(response.text)
+
+
+# ------------------------------------------------------------------------------------------------ masks
+
+
+def test_every_label_has_a_colour_of_its_own() -> None:
+    assert len({masks.colour(i) for i in range(255)}) == 255
+
+
+def test_a_mask_survives_its_encoding() -> None:
+    label_map_HW = np.random.default_rng(0).integers(0, 256, (17, 23), dtype=np.uint8)
+    image = Image.open(io.BytesIO(masks.encode(label_map_HW, 255)))
+    np.testing.assert_array_equal(np.asarray(image), label_map_HW)
+    assert image.convert("RGBA").getpixel((0, 0))[3] == (0 if label_map_HW[0, 0] == 0 else 255)  # type: ignore[index]
