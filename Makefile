@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format clean
+.PHONY: help install demo test bench check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,10 @@ demo: $(STAMP) ## the main job, from images and captions to a served model (8 mi
 
 test: $(STAMP) ## all tests (12 minutes on two cores)
 	$(BIN)/pytest
+
+bench: $(STAMP) ## clip_small beside open_clip's trainer on CORPUS=..., written to BENCHMARKS.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/clip_small_vs_open_clip.py $(CORPUS)
 
 check: $(STAMP) ## ruff, mypy and import-linter
 	$(BIN)/ruff format --check .

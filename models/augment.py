@@ -28,6 +28,9 @@ class Augment:
         flip: probability of a left-right mirror (not for captions that say left and right).
         grey: probability of mixing the channels to grey by random weights.
         grey_removes: words that a grey image makes untrue; they are deleted from its caption.
+        word_drop: probability with which each word of a caption is left out (at least one stays).
+        feature_drop: probability with which each feature of a locked tower is zeroed, the others scaled up (dropout on the
+            inputs; it is here rather than in the towers so that it does not depend on the world size).
     """
 
     crop_area: tuple[float, float] | None = None
@@ -35,6 +38,8 @@ class Augment:
     flip: float = 0.0
     grey: float = 0.0
     grey_removes: tuple[str, ...] = ()
+    word_drop: float = 0.0
+    feature_drop: float = 0.0
 
 
 def augment(
@@ -57,7 +62,24 @@ def augment(
         weights_C = torch.from_numpy(random.dirichlet(np.ones(3)).astype(np.float32))
         grey_HW = torch.tensordot(weights_C, image_CHW.float(), dims=1).round().clamp(0, 255).to(torch.uint8)
         image_CHW, caption = grey_HW.expand(3, -1, -1), without(caption, options.grey_removes)
-    return image_CHW.contiguous(), caption
+    return image_CHW.contiguous(), thinned(caption, options.word_drop, random)
+
+
+def augment_features(features_F: Tensor, caption: str, options: Augment, random: np.random.Generator) -> tuple[Tensor, str]:
+    """One training input of a locked tower: its features [F] with some of them dropped, and the caption."""
+    if options.feature_drop:
+        kept_F = torch.from_numpy(random.random(features_F.shape[0]) >= options.feature_drop)
+        features_F = features_F * kept_F / (1 - options.feature_drop)
+    return features_F, thinned(caption, options.word_drop, random)
+
+
+def thinned(caption: str, probability: float, random: np.random.Generator) -> str:
+    """The caption with each word left out by that probability; a caption that would lose all keeps all."""
+    if not probability:
+        return caption
+    words = caption.split()
+    kept = [word for word, lost in zip(words, random.random(len(words)) < probability, strict=True) if not lost]
+    return " ".join(kept or words)
 
 
 def shifted(image_CHW: Tensor, down: int, right: int) -> Tensor:

@@ -33,11 +33,11 @@ def dense_features(towers: Towers, image_BCHW: Tensor) -> Tensor:
     visual = towers.visual
     if isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok":
         return _open_clip_vit(visual, image_BCHW)
-    if isinstance(visual, TimmModel) and set(dict(visual.head.named_children())) <= {"drop", "proj"}:
-        trunk = visual.trunk
+    if isinstance(visual, TimmModel):
+        trunk, projection = visual.trunk, set(dict(visual.head.named_children()))
         if isinstance(trunk, TimmViT) and trunk.num_prefix_tokens and trunk.global_pool == "token":
             return _timm_vit(trunk, visual.head, image_BCHW)
-        if getattr(trunk, "pools_by_mean", False):
+        if getattr(trunk, "pools_by_mean", False) and projection <= {"drop", "proj"}:  # a linear one
             return _projected(visual.head, trunk.forward_features(image_BCHW))
     raise ValueError(
         f"the image tower {type(getattr(visual, 'trunk', visual)).__name__} cannot be read densely; segmentation works with "

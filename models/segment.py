@@ -27,7 +27,6 @@ from sightline.models.refine import refine
 BACKGROUND = "background"
 # What pictures are full of besides the labels; contrast for models that do not know their classes.
 COMMON_STUFF = ("sky", "ground", "wall", "floor", "grass", "water", "building", "tree", "road", "a blurry background")
-REFINED_SIDE = 512  # refinement runs at most at this size; its memory is 24 copies of the scores
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def segment(model: Clip, rgb_HWC: NDArray[np.uint8], labels: Sequence[str], opti
     image_CHW = to_CHW(rgb_HWC)
     features_Dhw = dense_features(model.towers, model.preprocess.normalise(whole(image_CHW, model).to(model.device)))[0]
     scores_Lhw = torch.einsum("ld,dhw->lhw", weights_LD - shared_D, features_Dhw.float())
-    scores_LHW = _to_image(scores_Lhw.cpu(), image_CHW, options.refine_steps)
+    scores_LHW = _to_image(scores_Lhw.cpu(), image_CHW, options.refine_steps, model.preprocess.size)
     relative_LHW = scores_LHW / scores_LHW.amax((1, 2), keepdim=True).clamp(min=1e-6)
     best_HW = relative_LHW.max(0)
     label_map_HW = torch.where(best_HW.values > options.threshold, best_HW.indices + 1, 0).to(torch.uint8)
@@ -86,10 +85,13 @@ def whole(image_CHW: Tensor, model: Clip) -> Tensor:
     return resample(image_CHW, model.preprocess.size, model.preprocess.size)[None]
 
 
-def _to_image(scores_Lhw: Tensor, image_CHW: Tensor, refine_steps: int) -> Tensor:
-    """Scores at the image's size: bilinear, refined at no more than REFINED_SIDE pixels a side."""
+def _to_image(scores_Lhw: Tensor, image_CHW: Tensor, refine_steps: int, refined_side: int) -> Tensor:
+    """Scores at the image's size: bilinear, refined where the longer side has at most as many pixels as the tower saw.
+
+    Edges finer than the tower's input say nothing about its scores, and refinement costs 24 copies of them.
+    """
     size = tuple(image_CHW.shape[-2:])
-    work = tuple(max(1, round(side * min(1, REFINED_SIDE / max(size)))) for side in size)
+    work = tuple(max(1, round(side * min(1, refined_side / max(size)))) for side in size)
     scores = F.interpolate(scores_Lhw[None], size=work, mode="bilinear", align_corners=False)[0]
     if refine_steps:
         scores = refine(scores, resample(image_CHW, *work).float() / 255, steps=refine_steps)

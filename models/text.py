@@ -36,7 +36,8 @@ class BagOfWords(nn.Module):
         self.context_length, self.vocab_size = context_length, vocab_size
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.text_projection = nn.Linear(width, output_dim, bias=False)
-        nn.init.normal_(self.token_embedding.weight, std=width**-0.5)
+        # Small, so that a word which training never meets says nothing rather than something random.
+        nn.init.normal_(self.token_embedding.weight, std=0.001)
         nn.init.normal_(self.text_projection.weight, std=width**-0.5)
 
     def forward(self, tokens_NT: Tensor) -> Tensor:

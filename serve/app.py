@@ -185,7 +185,8 @@ def check_port(host: str, port: int) -> None:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass
     except OSError as error:
-        raise OSError(f"cannot listen on {host} port {port}: {error.strerror or error}; choose another --port or --host") from None
+        why = (error.strerror or str(error)).partition(" (")[0]  # what stands in brackets repeats the address
+        raise OSError(f"cannot listen on {host} port {port}: {why}; choose another --port or --host") from None
 
 
 def await_answer(url: str) -> None:

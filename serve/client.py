@@ -42,7 +42,7 @@ def ask(client: httpx.Client, path: str, **body: Any) -> Any:
 
 def readable(answer: Any) -> str:
     """An answer for people to read: indented, its long strings and long lists of numbers cut."""
-    return pprint.pformat(shortened(answer), width=110, compact=True, sort_dicts=False)
+    return pprint.pformat(shortened(answer), width=80, compact=True, sort_dicts=False)
 
 
 def shortened(answer: Any) -> Any:

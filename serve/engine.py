@@ -116,9 +116,12 @@ class Engine:
         scale = min(1.0, sqrt(MAX_SCORES / (len(labels) * height * width)))
         small_CHW = resample(to_CHW(rgb_HWC), max(1, int(height * scale)), max(1, int(width * scale)))
         small_HW = segment(self.model, small_CHW.permute(1, 2, 0).numpy(), labels).label_map_HW
-        rows = np.arange(height) * small_HW.shape[0] // height
-        columns = np.arange(width) * small_HW.shape[1] // width
-        return small_HW[rows[:, None], columns]
+        return small_HW[nearest(height, small_HW.shape[0])[:, None], nearest(width, small_HW.shape[1])]
+
+
+def nearest(size: int, small: int) -> NDArray[np.int64]:
+    """For each of `size` cells the one of `small` cells over the same length in which its centre lies."""
+    return (2 * np.arange(size) + 1) * small // (2 * size)
 
 
 def chunks(items: Sequence[T], size: int = CHUNK) -> list[Sequence[T]]:

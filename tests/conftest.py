@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -79,7 +80,7 @@ def cli_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture
-def cli(cli_environment: dict[str, str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def cli(cli_environment: dict[str, str], tmp_path: Path) -> CommandLine:
     """`cli("sample", "corpus", "--json")` runs `sightline sample corpus --json` in the test's own folder.
 
     Keywords: `timeout_s` (120), `cwd` (tmp_path), `env` (added to the environment). Exit status, stdout and stderr come

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sightline.models.augment import Augment, augment
+from sightline.models.augment import Augment, augment, augment_features
 from sightline.models.codec import decode_rgb
 from sightline.models.preprocess import Preprocess
 from sightline.pipelines.corpus.reader import Corpus
@@ -48,11 +48,12 @@ def pixel_loader(corpus: Corpus, options: Augment, preprocess: Preprocess, key: 
     return load
 
 
-def feature_loader(corpus: Corpus, features: dict[int, Tensor]) -> Loader:
-    """Samples as the locked trunk's cached features [F]; nothing is decoded and nothing augmented."""
+def feature_loader(corpus: Corpus, features: dict[int, Tensor], options: Augment, key: str) -> Loader:
+    """Samples as the locked trunk's cached features [F]; nothing is decoded."""
 
     def load(row: int, epoch: int) -> Sample:
-        return features[row], caption_of(corpus.captions(row), row, epoch)
+        caption = caption_of(corpus.captions(row), row, epoch)
+        return augment_features(features[row], caption, options, generator(key, epoch, row))
 
     return load
 

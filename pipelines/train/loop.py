@@ -71,7 +71,8 @@ def train(
     if trunk is None:
         load = pixel_loader(corpus, spec.data.augment, spec.model.preprocess, spec.order_key)
     else:
-        load = feature_loader(corpus, locked.features(trunk, corpus, rows, spec.model, launch.run_dir, device))
+        features = locked.features(trunk, corpus, rows, spec.model, launch.run_dir, device)
+        load = feature_loader(corpus, features, spec.data.augment, spec.order_key)
     feed = InlineFeed(load, rows, spec.order_key, spec.global_batch, rank, world)
     tokenizer = get_tokenizer(spec.model.tokenizer, spec.model.context_length)
     loss_of = spec.objective.prepare(tokenizer, group, lambda: (text for row in rows for text in corpus.captions(int(row))))

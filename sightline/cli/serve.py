@@ -49,6 +49,9 @@ def serve(
     from sightline.serve import app, example
     from sightline.serve.client import readable, smoke
 
+    address = address or settings.ray_address()
+    if address is None:
+        app.check_port(host, port)
     # A model that cannot be loaded is told here, in one line, and not by a replica after three tries.
     known = load_model(model)
     identity = {"model": known.name, "revision": known.revision}
@@ -61,7 +64,6 @@ def serve(
         gpus=gpus_per_replica,
         max_batch=max_batch,
     )
-    address = address or settings.ray_address()
     log.print(f"starting {identity['model']} ...")
     with (
         ray_session(address, debug=settings.debug()),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import log
+
 from sightline.models.augment import Augment
 from sightline.models.objectives import Contrastive
 from sightline.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -37,21 +39,23 @@ def lit_small() -> RunSpec:
     return RunSpec(
         recipe="lit_small",
         model=ModelConfig(
-            embed_dim=256,
+            embed_dim=512,
             vision={
                 "timm_model_name": "deit_tiny_patch16_224",
                 "timm_pool": "token",
-                "timm_proj": "linear",
+                "timm_proj": "mlp",
                 "image_size": 224,
             },
             text={"bag_of_words": True, "width": 256, "context_length": 32},
             preprocess=Preprocess(size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD),
             templates=PHOTO_TEMPLATES,
+            init_logit_scale=log(8),
             lock_image=True,
         ),
         objective=Contrastive(),
-        data=DataConfig(split="train"),
-        optim=OptimConfig(lr=2e-3, warmup_steps=50, weight_decay=0.1),
-        steps=600,
-        global_batch=256,
+        # A few thousand photos are few: half of the features and of the words are dropped, and the temperature starts high.
+        data=DataConfig(split="train", augment=Augment(word_drop=0.4, feature_drop=0.5)),
+        optim=OptimConfig(lr=1.5e-3, warmup_steps=50, weight_decay=0.1),
+        steps=220,
+        global_batch=512,
     )

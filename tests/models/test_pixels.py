@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sightline.models.augment import Augment, augment, shifted, without
+from sightline.models.augment import Augment, augment, augment_features, shifted, thinned, without
 from sightline.models.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
 
 
@@ -70,3 +70,15 @@ def test_a_shift_moves_by_whole_pixels() -> None:
 def test_words_are_removed_whole() -> None:
     assert without("a red, redder red-hot stove", ("red",)) == "a , redder -hot stove"
     assert without("unchanged  text", ()) == "unchanged  text"
+
+
+def test_dropped_words_and_features_follow_the_generator() -> None:
+    options = Augment(word_drop=0.5, feature_drop=0.25)
+    drawn = [augment_features(torch.ones(400), "one two three four five six", options, np.random.default_rng(s)) for s in (1, 1, 2)]
+    assert torch.equal(drawn[0][0], drawn[1][0]) and drawn[0][1] == drawn[1][1]
+    assert not torch.equal(drawn[0][0], drawn[2][0])
+    features, caption = drawn[0]
+    assert set(features.tolist()) <= {0.0, torch.tensor(1 / 0.75).item()}
+    assert 0.15 < float((features == 0).float().mean()) < 0.35
+    assert 0 < len(caption.split()) < 6 and set(caption.split()) <= {"one", "two", "three", "four", "five", "six"}
+    assert thinned("word", 1.0, np.random.default_rng(0)) == "word"

@@ -4,6 +4,7 @@ import pytest
 
 from sightline.pipelines.corpus.reader import Corpus
 from tests.corpora import digits_source, ingest_alone
+from tests.models.conftest import artifact as artifact
 
 
 @pytest.fixture(scope="session")

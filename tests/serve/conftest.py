@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +78,11 @@ def encoded(image: Image.Image, format: str = "PNG") -> bytes:
     file = io.BytesIO()
     image.save(file, format)
     return file.getvalue()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 @pytest.fixture

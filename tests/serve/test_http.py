@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def test_a_mask_is_a_palette_png_of_the_images_own_size(client: TestClient, png:
         assert area["label"] == LABELS[i]
         assert area["pixels"] == int((index == i + 1).sum())
         assert area["fraction"] == pytest.approx(area["pixels"] / (80 * 60))
-        assert {"#%02x%02x%02x" % tuple(pixel) for pixel in rgb[index == i + 1]} <= {area["colour"]}
+        assert {"#" + bytes(pixel).hex() for pixel in rgb[index == i + 1]} <= {area["colour"]}
     assert sum(area["pixels"] for area in answer["labels"]) > 0
 
 
@@ -169,7 +170,7 @@ def test_the_page_asks_nothing_of_others(client: TestClient) -> None:
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in page.headers["content-security-policy"]
-    assert "//" not in page.text.replace("http://www.w3.org/2000/svg", "").replace("location.origin//", "").split("<script>")[0]
+    assert set(re.findall(r"https?://[^'\"\s]+", page.text)) <= {"http://www.w3.org/2000/svg"}  # a name, not an address
     assert client.get("/example.jpg").content.startswith(b"\xff\xd8")
 
 
@@ -323,7 +324,7 @@ def test_another_content_type_is_415(client: TestClient, png: bytes, kind: str) 
 
 def test_unknown_paths_and_methods_are_problems_too(client: TestClient) -> None:
     assert "/nowhere" in detail(client.get("/nowhere"), 404)
-    assert "POST" in detail(client.get("/classify"), 405) or "GET" in detail(client.get("/classify"), 405)
+    assert "/classify does not answer GET" in detail(client.get("/classify"), 405)
 
 
 def test_a_failure_of_ours_is_a_problem_without_secrets(client: TestClient, png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,6 +344,7 @@ def test_a_model_that_cannot_be_read_densely_says_so(client: TestClient, png: by
     assert "Swin" in detail(client.post("/segment", files={"image": png}, data={"labels": "cat"}), 422)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 def test_hostile_files_cost_a_4xx_at_most(client: TestClient, shared_data: Path) -> None:
     for path in sorted((shared_data / "hostile").iterdir()):
         data = path.read_bytes()

@@ -6,20 +6,23 @@ Each stage is the command of the same name, and resumes as that command does: in
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.markup import escape
 
 from sightline.cli.bars import stages_bar, training_bar
 from sightline.cli.evaluate import scores_table
 from sightline.cli.ingest import bar as ingest_bar
 from sightline.cli.output import emit, log, rows
+from sightline.cli.picture import Panel, draw
 from sightline.models.clip import Clip
 from sightline.models.codec import decode_rgb
 from sightline.models.load import load_model
 from sightline.models.segment import BACKGROUND, segment
-from sightline.picture import Panel, draw
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.evaluate.evaluate import Evaluation, embed_rows, evaluate
 from sightline.pipelines.sample.spec import SampleSpec
@@ -58,7 +61,7 @@ class Outcome:
     seconds: dict[str, float]
 
 
-def build(demo: Demo, debug: bool) -> Outcome:
+def build(demo: Demo) -> Outcome:
     """Sample, ingest, train and evaluate on the Ray that is connected; write the table and the picture.
 
     Raises:
@@ -69,58 +72,66 @@ def build(demo: Demo, debug: bool) -> Outcome:
     from sightline.pipelines.train import job as train_job
 
     seconds: dict[str, float] = {}
-    clock = Stages(seconds)
     source, corpus_folder = demo.folder / "scenes", demo.folder / "corpus"
 
-    clock.begin("sample", "drawing scenes of coloured digits")
-    with stages_bar() as progress:
+    with timed("sample", seconds), stages_bar() as progress:
+        stage("sample", "drawing scenes of coloured, handwritten digits")
         spec = SampleSpec(train=demo.train, val=demo.train // 20, test=demo.test)
         sample = write_sample(source, spec, lambda done, total: progress("scenes", done, total))
-    log.print(f"  {spec.scenes:,} scenes; never in training: {', '.join(sample.held_out)}")
+        log.print(f"  {spec.scenes:,} scenes; never in training: {', '.join(sample.held_out)}")
 
-    clock.begin("ingest", "images and captions become an Arrow corpus")
-    with ingest_bar() as show:
-        report = ingest_job.ingest(source, corpus_folder, progress=show)
-    log.print(f"  {report.kept:,} kept + {report.errors} errors = {report.seen:,} seen, root {report.root[:12]}")
+    with timed("ingest", seconds):
+        stage("ingest", "images and captions become an Arrow corpus")
+        with ingest_bar() as show_shards:
+            report = ingest_job.ingest(source, corpus_folder, progress=show_shards)
+        log.print(f"  {report.seen:,} seen = {report.kept:,} kept + {report.filtered} filtered + {report.errors} errors")
+        log.print(f"  root {report.root[:12]}")
 
-    clock.begin("train", f"CLIP with FSDP on {demo.workers} Ray Train workers")
-    overrides = [f"corpus={corpus_folder}", *([] if demo.steps is None else [f"steps={demo.steps}"])]
-    run = prepare(find_recipe("clip_demo"), overrides, gpus=False)
-    launch = Launch(
-        run_dir=demo.folder.resolve() / "runs" / f"{run.recipe}-{run.run_id}",
-        workers=demo.workers,
-        threads=max(1, available_cpus() // demo.workers),
-    )
-    with training_bar(run.steps) as show_step:
-        trained = train_job.run(run, launch, show_step)
-    log.print(f"  {trained.steps:,} steps, loss {trained.final_loss:.3f}: {trained.artifact}")
+    with timed("train", seconds):
+        stage("train", f"CLIP with FSDP on {demo.workers} Ray Train workers")
+        overrides = [f"corpus={corpus_folder}", *([] if demo.steps is None else [f"steps={demo.steps}"])]
+        run = prepare(find_recipe("clip_demo"), overrides, gpus=False)
+        launch = Launch(
+            run_dir=demo.folder.resolve() / "runs" / f"{run.recipe}-{run.run_id}",
+            workers=demo.workers,
+            threads=max(1, available_cpus() // demo.workers),
+        )
+        with training_bar(run.steps) as show_step:
+            trained = train_job.run(run, launch, show_step)
+        log.print(f"  {trained.steps:,} steps, loss {trained.final_loss:.3f}")
 
-    clock.begin("evaluate", "scores on scenes and combinations that training never saw")
-    model, corpus = load_model(str(trained.artifact)), Corpus.open(corpus_folder)
-    with stages_bar() as progress:
-        evaluation = evaluate(model, corpus, progress=progress)
+    with timed("evaluate", seconds):
+        stage("evaluate", "scores on scenes and combinations that training never saw")
+        model, corpus = load_model(str(trained.artifact)), Corpus.open(corpus_folder)
+        with stages_bar() as progress:
+            evaluation = evaluate(model, corpus, progress=progress)
         picture = demo.folder / "scenes.png"
         draw(panels(model, corpus), picture)
-    clock.end()
     (demo.folder / "results.md").write_text(as_markdown(evaluation, seconds))
     return Outcome(trained.artifact, picture, evaluation, seconds)
 
 
-class Stages:
-    """Announces stages and keeps how long each took."""
+def stage(name: str, what: str) -> None:
+    """Announce a stage."""
+    log.print(f"[bold]{name}[/bold]  {what}")
 
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self._seconds, self._name, self._began = seconds, "", 0.0
 
-    def begin(self, name: str, what: str) -> None:
-        self.end()
-        self._name, self._began = name, time.monotonic()
-        log.print(f"[bold]{name}[/bold]  {what}")
+@contextmanager
+def timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Keep how long a stage took."""
+    began = time.monotonic()
+    yield
+    seconds[name] = round(time.monotonic() - began, 1)
 
-    def end(self) -> None:
-        if self._name:
-            self._seconds[self._name] = round(time.monotonic() - self._began, 1)
-            self._name = ""
+
+def example(demo: Demo) -> tuple[bytes, list[str]]:
+    """A test scene with several digits, and labels to ask of it: its own and one that is not there."""
+    corpus = Corpus.open(demo.folder / "corpus")
+    labels = corpus.sidecar(["labels"])["labels"].to_pylist()
+    row = next(int(row) for row in corpus.select("test") if len(labels[row]) > 1)
+    own = [corpus.classes[number] for number in labels[row]]
+    other = next(name for name in corpus.classes if name not in (*own, BACKGROUND))
+    return bytes(corpus.image(row)), [*own, other]
 
 
 def panels(model: Clip, corpus: Corpus) -> list[Panel]:
@@ -151,7 +162,7 @@ def as_markdown(evaluation: Evaluation, seconds: dict[str, float]) -> str:
     return "\n".join([head, "| metric | value |", "| --- | --- |", *scores, "", "| stage | time |", "| --- | --- |", *times, ""])
 
 
-def show(outcome: Outcome, answers: dict[str, object], as_json: bool) -> None:
+def show(outcome: Outcome, answers: dict[str, object], readable: dict[str, str], as_json: bool) -> None:
     """Print what the demo came to: for a person, or as one line of JSON."""
     result = {
         "artifact": str(outcome.artifact),
@@ -160,5 +171,6 @@ def show(outcome: Outcome, answers: dict[str, object], as_json: bool) -> None:
         "seconds": outcome.seconds,
         "answers": answers,
     }
+    shown = [escape(f"POST /{name}\n{answer}\n") for name, answer in readable.items()]
     times = rows(("stage", "seconds"), [(name, f"{value:.1f}") for name, value in outcome.seconds.items()])
-    emit(result, as_json, scores_table(outcome.evaluation), times, f"picture: {outcome.picture}")
+    emit(result, as_json, *shown, scores_table(outcome.evaluation), times, f"picture: {outcome.picture}")

@@ -1,0 +1,68 @@
+"""Each mistake costs one line that names the remedy, exit status 2, and no traceback."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CommandLine
+from tests.corpora import digits_source, ingest_alone
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    return ingest_alone(digits_source(folder / "source", train=40, val=2, test=12), folder / "corpus")
+
+
+MISTAKES = {
+    "a missing folder": (["ingest", "no-such-folder", "out"], "no-such-folder"),
+    "an unknown recipe": (["train", "no_such_recipe", "corpus={corpus}"], "choose clip_demo, clip_small, lit_small"),
+    "a recipe without a corpus": (["train", "clip_demo"], "give corpus=PATH"),
+    "no corpus": (["train", "clip_demo", "corpus=empty"], "write one with `sightline ingest"),
+    "an unknown setting": (["train", "clip_demo", "corpus={corpus}", "colour=red"], "settings are"),
+    "a value of the wrong type": (["train", "clip_demo", "corpus={corpus}", "steps=many"], "valid integer"),
+    "no assignment": (["train", "clip_demo", "corpus={corpus}", "steps"], "write key=value"),
+    "a batch larger than the corpus": (["train", "clip_demo", "corpus={corpus}"], "fewer than one global batch"),
+    "an unknown split": (["train", "clip_demo", "corpus={corpus}", "split=dev"], "train"),
+    "a locked tower without weights": (["train", "lit_small", "corpus={corpus}", "global_batch=8"], "model.pretrained_image=PATH"),
+    "missing pretrained weights": (
+        ["train", "lit_small", "corpus={corpus}", "global_batch=8", "pretrained_image=absent.safetensors"],
+        "absent.safetensors",
+    ),
+    "no model": (["evaluate", "no-such-model", "{corpus}"], "give an artifact folder"),
+    "a folder that is no artifact": (["evaluate", "empty", "{corpus}"], "give an artifact folder"),
+    "a model that cannot be served": (["serve", "empty", "--port", "0"], "give an artifact folder"),
+    "an unknown verb to submit": (["submit", "--", "fly"], "train"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_costs_one_line(mistake: str, cli: CommandLine, tmp_path: Path, corpus: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    arguments, remedy = MISTAKES[mistake]
+    done = cli(*(argument.format(corpus=corpus) for argument in arguments))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert remedy in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "remedy"),
+    [("picture,words\na.jpg,hello\n", "image"), ("image,caption\n", "no rows"), ("", "captions.csv")],
+)
+def test_a_table_that_does_not_fit_names_what_is_expected(table: str, remedy: str, cli: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "captions.csv").write_text(table)
+    done = cli("ingest", "source", "out")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert remedy in done.stderr
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_row_of_json_comes_last(cli: CommandLine) -> None:
+    done = cli("sample", "digits", "--train", "40", "--val", "2", "--test", "8", "--json")
+    assert json.loads(done.stdout.splitlines()[-1])["train"] == 40
