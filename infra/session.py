@@ -1,7 +1,7 @@
 """One Ray for one command: the cluster at an address, or a local one that ends with the command.
 
-A local Ray listens on loopback only, keeps its files below the machine's temporary folder, and stays quiet: what the workers print
-is of interest only when something is being debugged.
+A local Ray stays quiet: what the workers print is of interest only when something is being debugged. Its dashboard listens on
+loopback; Ray's own processes listen on the machine's address, and ask for the token that Ray makes for local clusters.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ def ray_session(
             num_cpus=num_cpus,
             include_dashboard=dashboard,
             dashboard_host="127.0.0.1",
-            _node_ip_address="127.0.0.1",
             **common,
         )
     try:
@@ -55,3 +54,16 @@ def ray_session(
 def available_cpus() -> int:
     """CPUs that the connected Ray may hand out, over all its nodes."""
     return int(ray.cluster_resources().get("CPU", 1))
+
+
+def check_workers(workers: int, *, gpus: bool) -> None:
+    """Refuse workers that a Ray which does not grow would wait for forever.
+
+    Raises:
+        ValueError: there are fewer CPUs, or GPUs, than workers.
+    """
+    kind = "GPU" if gpus else "CPU"
+    have = int(ray.cluster_resources().get(kind, 0))
+    if workers > have:
+        remedy = f"give --workers {have} or less" if have else "train without --gpus, or name a cluster by --address"
+        raise ValueError(f"{workers} workers need a {kind} each and this machine has {have}; {remedy}")

@@ -34,14 +34,17 @@ def train(
       sightline train lit_small corpus=corpora/flickr8k model.pretrained_image=deit_tiny.safetensors
       sightline train clip_vit_b32 corpus=/data/pairs steps=100000 global_batch=16384 --workers 32 --gpus
     """
-    from sightline.infra.session import available_cpus, ray_session
+    from sightline.infra.session import available_cpus, check_workers, ray_session
     from sightline.pipelines.train import job
     from sightline.pipelines.train.spec import Launch, prepare
     from sightline.recipes import find_recipe
 
     spec = prepare(find_recipe(recipe), overrides or [], gpus=gpus)
     log.print(f"run {spec.recipe}-{spec.run_id}: {spec.steps:,} steps of {spec.global_batch:,}, {spec.precision}")
-    with ray_session(address or settings.ray_address(), debug=settings.debug()):
+    address = address or settings.ray_address()
+    with ray_session(address, debug=settings.debug()):
+        if address is None:
+            check_workers(workers, gpus=gpus)
         launch = Launch(
             run_dir=runs.resolve() / f"{spec.recipe}-{spec.run_id}",
             workers=workers,

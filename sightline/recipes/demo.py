@@ -38,6 +38,6 @@ def clip_demo() -> RunSpec:
         ),
         data=DataConfig(split="train", augment=Augment(shift=3, grey=0.4, grey_removes=COLOURS)),
         optim=OptimConfig(lr=3e-3, warmup_steps=30),
-        steps=900,
+        steps=800,
         global_batch=256,
     )

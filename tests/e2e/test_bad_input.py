@@ -26,6 +26,10 @@ MISTAKES = {
     "a value of the wrong type": (["train", "clip_demo", "corpus={corpus}", "steps=many"], "valid integer"),
     "no assignment": (["train", "clip_demo", "corpus={corpus}", "steps"], "write key=value"),
     "a batch larger than the corpus": (["train", "clip_demo", "corpus={corpus}"], "fewer than one global batch"),
+    "workers that do not divide the batch": (
+        ["train", "clip_demo", "corpus={corpus}", "global_batch=25", "--workers", "2"],
+        "does not split evenly over 2 workers; give --workers 1",
+    ),
     "an unknown split": (["train", "clip_demo", "corpus={corpus}", "split=dev"], "train"),
     "a locked tower without weights": (["train", "lit_small", "corpus={corpus}", "global_batch=8"], "model.pretrained_image=PATH"),
     "missing pretrained weights": (
@@ -34,7 +38,7 @@ MISTAKES = {
     ),
     "no model": (["evaluate", "no-such-model", "{corpus}"], "give an artifact folder"),
     "a folder that is no artifact": (["evaluate", "empty", "{corpus}"], "give an artifact folder"),
-    "a model that cannot be served": (["serve", "empty", "--port", "0"], "give an artifact folder"),
+    "a model that cannot be served": (["serve", "empty", "--port", "18471"], "give an artifact folder"),
     "an unknown verb to submit": (["submit", "--", "fly"], "train"),
 }
 
@@ -52,7 +56,7 @@ def test_a_mistake_costs_one_line(mistake: str, cli: CommandLine, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("table", "remedy"),
-    [("picture,words\na.jpg,hello\n", "image"), ("image,caption\n", "no rows"), ("", "captions.csv")],
+    [("picture,words\na.jpg,hello\n", "image"), ("image,caption\n", "lists no images"), ("", "captions.csv")],
 )
 def test_a_table_that_does_not_fit_names_what_is_expected(table: str, remedy: str, cli: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
