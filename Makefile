@@ -25,7 +25,7 @@ test: $(STAMP) ## all tests (12 minutes on two cores)
 	$(BIN)/pytest
 
 bench: $(STAMP) ## clip_small beside open_clip's trainer on CORPUS=..., written to BENCHMARKS.md
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	@test -n "$(CORPUS)" || { echo 'make bench CORPUS=PATH: a corpus of photos with splits, as `sightline ingest` writes it'; exit 2; }
 	$(BIN)/python benchmarks/clip_small_vs_open_clip.py $(CORPUS)
 
 check: $(STAMP) ## ruff, mypy and import-linter

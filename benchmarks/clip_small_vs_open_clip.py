@@ -4,8 +4,8 @@
 
 open_clip's trainer takes (image, caption) rows from a CSV file, ours takes images whose captions take turns; both see
 the same number of pairs. Recall@10 on the test split is computed for both by our evaluation, open_clip's through its
-weights as a local folder. The result goes into BENCHMARKS.md with versions and the machine. Needs the extra:
-pip install -e '.[bench]'.
+weights as a local folder. The result goes into BENCHMARKS.md with versions and the machine. Needs the
+extra: pip install -e '.[dev]'.
 """
 
 from __future__ import annotations

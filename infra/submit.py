@@ -32,7 +32,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from sightline.infra.package import Package
 from sightline.infra.session import ray_session
 
-# From the signal to stop until the kill (Ray's default: 3 s): a training run writes its checkpoint in between.
+# From the signal to stop until the kill (Ray's default: 3 s): time to end cleanly. A stopped run goes on from its last checkpoint.
 STOP_WAIT_S = 60
 # For how long an unreachable job server is asked again, before the command gives up following (the job goes on).
 LOST_CONTACT_S = 60

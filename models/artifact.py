@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -74,7 +75,10 @@ def write(
     files = {name: _sha256(staging / name) for name in (WEIGHTS, GOLDEN)}
     described = asdict(artifact) | {"files": files}
     (staging / DESCRIPTION).write_text(json.dumps(described, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    for path in (*staging.iterdir(), staging):  # on disk before it has its name
+        _sync(path)
     staging.replace(folder)
+    _sync(folder.parent)
 
 
 def describe(folder: Path) -> Artifact:
@@ -154,6 +158,14 @@ def _golden_embeddings(towers: Towers, preprocess: Preprocess, image_B3SS: Tenso
         image_BD = towers.encode_image(preprocess.normalise(image_B3SS.to(device)))
         text_ND = towers.encode_text(tokens_NT.to(device))
     return F.normalize(image_BD.float(), dim=-1).cpu(), F.normalize(text_ND.float(), dim=-1).cpu()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

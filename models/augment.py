@@ -104,4 +104,4 @@ def without(caption: str, words: tuple[str, ...]) -> str:
     """The caption with the given whole words deleted and its spaces mended."""
     if not words:
         return caption
-    return " ".join(re.sub(rf"\b({'|'.join(map(re.escape, words))})\b", " ", caption).split())
+    return " ".join(re.sub(rf"\b({'|'.join(map(re.escape, words))})\b", " ", caption, flags=re.IGNORECASE).split())

@@ -50,8 +50,7 @@ def _projected(head: nn.Module, map_BChw: Tensor) -> Tensor:
 
 
 def _open_clip_vit(visual: VisionTransformer, image_BCHW: Tensor) -> Tensor:
-    tokens_BND, grid = visual.conv1(image_BCHW), None
-    grid = tokens_BND.shape[-2:]
+    grid = tuple(size // patch for size, patch in zip(image_BCHW.shape[-2:], visual.conv1.kernel_size, strict=True))
     tokens_BND = visual._embeds(image_BCHW)
     blocks = visual.transformer.resblocks
     if not visual.transformer.batch_first:
@@ -66,7 +65,7 @@ def _open_clip_vit(visual: VisionTransformer, image_BCHW: Tensor) -> Tensor:
     patches_BND = visual.ln_post(mixed_BND[:, 1:])
     if visual.proj is not None:
         patches_BND = patches_BND @ visual.proj
-    return patches_BND.transpose(1, 2).unflatten(2, tuple(grid))
+    return patches_BND.transpose(1, 2).unflatten(2, grid)
 
 
 def _timm_vit(trunk: TimmViT, head: nn.Module, image_BCHW: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_BD: Tensor) -> tuple[Tensor, None]:
-        total_BD = grad_BD.contiguous()
+        total_BD = grad_BD.contiguous().clone()  # autograd's own tensor stays as it is
         dist.all_reduce(total_BD, group=ctx.group)
         first = dist.get_rank(ctx.group) * ctx.rows
         return total_BD[first : first + ctx.rows], None

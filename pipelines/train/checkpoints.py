@@ -38,10 +38,14 @@ def newest(folder: Path, run_id: str) -> Checkpoint | None:
     found = []
     for marker in folder.glob(f"step-*/{MARKER}"):
         record = json.loads(marker.read_text())
-        whole = all((marker.parent / name).stat().st_size == size for name, size in record["files"].items())
+        whole = all(_has_size(marker.parent / name, size) for name, size in record["files"].items())
         if record["run_id"] == run_id and whole:
             found.append(Checkpoint(marker.parent, record["step"], record["loss"]))
     return max(found, key=lambda checkpoint: checkpoint.step, default=None)
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
 
 def save(
@@ -82,6 +86,7 @@ def prune(folder: Path, newest_path: Path, keep: int) -> None:
     complete = sorted(marker.parent for marker in folder.glob(f"step-*/{MARKER}"))
     for path in folder.glob("step-*"):
         if path not in complete[-keep:] and path != newest_path:
+            (path / MARKER).unlink(missing_ok=True)  # first, so that a half-removed one does not count
             shutil.rmtree(path)
 
 

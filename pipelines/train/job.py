@@ -20,6 +20,7 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sightline.models.artifact import DESCRIPTION, describe
 from sightline.pipelines.corpus.reader import Corpus
@@ -90,7 +91,9 @@ def run(spec: RunSpec, launch: Launch, show: Callable[[Step], None] = lambda ste
 
 
 def _fit(spec: RunSpec, launch: Launch, show: Callable[[Step], None]) -> list[Step]:
-    progress: Any = ray.remote(num_cpus=0)(Progress).remote()
+    # On this node: it lives exactly as long as the one that looks at it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    progress: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Progress).remote()
     seen: list[Step] = []
     finished = threading.Event()
 

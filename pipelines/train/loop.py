@@ -7,10 +7,12 @@ learning rate is a function of k, augmentation is keyed by (seed, epoch, row), a
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, pi
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -59,6 +61,10 @@ def train(
         raise ValueError(f"global_batch={spec.global_batch} does not split evenly over {world} workers")
     device = torch.device("cuda", torch.cuda.current_device()) if launch.gpus else torch.device("cpu")
 
+    if spec.precision == "bf16" and launch.gpus and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError("this GPU does not compute in bf16; give precision=fp32")
+    check_shared(launch.run_dir, device)
+
     # -- towers: the same random weights on every rank, then each keeps its shards
     torch.manual_seed(spec.seed)
     towers = build(spec.model)
@@ -73,13 +79,15 @@ def train(
     else:
         features = locked.features(trunk, corpus, rows, spec.model, launch.run_dir, device)
         load = feature_loader(corpus, features, spec.data.augment, spec.order_key)
-    feed = InlineFeed(load, rows, spec.order_key, spec.global_batch, rank, world)
+    feed = InlineFeed(load, rows, spec.order_key, spec.global_batch, rank, world, threads=max(2, launch.threads))
     tokenizer = get_tokenizer(spec.model.tokenizer, spec.model.context_length)
     loss_of = spec.objective.prepare(tokenizer, group, lambda: (text for row in rows for text in corpus.captions(int(row))))
 
     # -- where to start
     folder = launch.run_dir / "checkpoints"
-    checkpoint = checkpoints.newest(folder, spec.run_id)
+    found = [checkpoints.newest(folder, spec.run_id) if rank == 0 else None]
+    dist.broadcast_object_list(found, src=0)  # one answer for all, also where a network file system lags
+    checkpoint = found[0]
     if checkpoint:
         checkpoints.load(checkpoint, towers, optimizer)
     first = checkpoint.step if checkpoint else 0
@@ -98,8 +106,11 @@ def train(
         norm = clip_gradients(towers, group, spec.optim.clip_norm or float("inf"))
         mean_loss = loss.detach().clone()
         dist.all_reduce(mean_loss, group=group)
-        if not torch.isfinite(mean_loss):
-            raise FloatingPointError(f"the loss of step {step} is {float(mean_loss)}; {folder} keeps the state before it")
+        if not (torch.isfinite(mean_loss) and torch.isfinite(norm)):
+            raise FloatingPointError(
+                f"step {step + 1} has loss {float(mean_loss) / world} and gradient norm {float(norm)}; "
+                f"{folder} keeps the last good state"
+            )
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
@@ -124,6 +135,27 @@ def train(
     assert last is not None
     write_artifact(spec, launch, corpus, towers, trunk, last.loss)
     return done
+
+
+def check_shared(run_dir: Path, device: torch.device) -> None:
+    """Refuse a run folder that only some workers see: their parts of a checkpoint would lie on different machines.
+
+    Raises:
+        ValueError: rank 0's file is not there for every rank.
+    """
+    rank = dist.get_rank()
+    name = [f".seen-by-all-{os.urandom(4).hex()}"]
+    dist.broadcast_object_list(name, src=0)
+    if rank == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / name[0]).touch()
+    dist.barrier()
+    seen = torch.tensor(int((run_dir / name[0]).exists()), device=device)
+    dist.all_reduce(seen, op=dist.ReduceOp.MIN)
+    if rank == 0:
+        (run_dir / name[0]).unlink()
+    if not seen:
+        raise ValueError(f"not every worker sees {run_dir}; give --runs a folder that all machines share")
 
 
 def adamw(towers: Towers, options: OptimConfig) -> torch.optim.AdamW:

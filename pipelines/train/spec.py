@@ -11,10 +11,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
 from sightline.models.augment import Augment
@@ -35,8 +37,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW (Loshchilov and Hutter 2019) with linear warm-up and cosine decay to zero; gains, biases and embeddings of
-    position do not decay."""
+    """AdamW (Loshchilov and Hutter 2019) with linear warm-up and cosine decay to zero; gains, biases and open_clip's
+    embeddings of position do not decay."""
 
     lr: float = 1e-3
     warmup_steps: int = 30
@@ -117,7 +119,32 @@ def prepare(spec: RunSpec, overrides: Sequence[str], *, gpus: bool) -> RunSpec:
     if not spec.data.corpus:
         raise ValueError("which corpus? give corpus=PATH of a folder that `sightline ingest` wrote")
     corpus = Corpus.open(spec.data.corpus, spec.data.root or None)
-    return resolve(spec, corpus, bf16_available=gpus and torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+    # The workers' GPUs, not this machine's: the command may be typed where there are none. A worker without bf16 says so.
+    return resolve(spec, corpus, bf16_available=gpus)
+
+
+def check_ranges(spec: RunSpec) -> None:
+    """Refuse values that have the right type and make no sense, and settings that the run would ignore.
+
+    Raises:
+        ValueError: with what to give instead.
+    """
+    for name, value in (("steps", spec.steps), ("global_batch", spec.global_batch)):
+        if value < 1:
+            raise ValueError(f"{name}={value}; give at least 1")
+    if not (isfinite(spec.optim.lr) and spec.optim.lr > 0):
+        raise ValueError(f"optim.lr={spec.optim.lr}; give a positive number")
+    augment = spec.data.augment
+    for name in ("flip", "grey", "word_drop", "feature_drop"):
+        if not 0 <= getattr(augment, name) < (1 if name.endswith("drop") else 1.000001):
+            raise ValueError(f"{name}={getattr(augment, name)}; give a probability")
+    on_pixels = [name for name in ("crop_area", "shift", "flip", "grey") if getattr(augment, name)]
+    if spec.model.lock_image and on_pixels:
+        raise ValueError(
+            f"a locked image tower's features are computed once, without augmentation; leave out {', '.join(on_pixels)}"
+        )
+    if augment.feature_drop and not spec.model.lock_image:
+        raise ValueError("feature_drop is for a locked image tower; give model.lock_image=true or leave it out")
 
 
 def resolve(spec: RunSpec, corpus: Corpus, *, bf16_available: bool) -> RunSpec:
@@ -127,12 +154,16 @@ def resolve(spec: RunSpec, corpus: Corpus, *, bf16_available: bool) -> RunSpec:
         ValueError: the selection is smaller than a global batch.
         FileNotFoundError: the pretrained image tower is not there.
     """
-    rows = len(corpus.select(spec.data.split))
-    if rows < spec.global_batch:
+    check_ranges(spec)
+    rows = corpus.select(spec.data.split)
+    if len(rows) < spec.global_batch:
         raise ValueError(
-            f"the corpus has {rows} rows in split {spec.data.split!r}, fewer than one global batch of {spec.global_batch}; "
-            f"give global_batch={max(1, rows)} or a larger corpus"
+            f"the corpus has {len(rows)} rows in split {spec.data.split!r}, fewer than one global batch of {spec.global_batch}; "
+            f"give global_batch={max(1, len(rows))} or a larger corpus"
         )
+    captions = pc.list_value_length(corpus.sidecar(["captions"])["captions"]).take(pa.array(rows))
+    if silent := int(pc.sum(pc.equal(captions, 0)).as_py()):
+        raise ValueError(f"{silent} rows in split {spec.data.split!r} have no caption; give each image one and ingest again")
     model = spec.model
     if model.pretrained_image:
         path = Path(model.pretrained_image)
@@ -175,7 +206,7 @@ def override(spec: RunSpec, assignments: Sequence[str]) -> RunSpec:
         node = fields
         for name in parents:
             node = node[name]
-        node[last] = parsed(text)
+        node[last] = text if isinstance(node.get(last), str) else parsed(text)
     try:
         return adapter().validate_python(fields)
     except ValidationError as error:

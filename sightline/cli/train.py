@@ -32,7 +32,7 @@ def train(
     Example:
       sightline train clip_demo corpus=corpora/sample --workers 2
       sightline train lit_small corpus=corpora/flickr8k model.pretrained_image=deit_tiny.safetensors
-      sightline train clip_vit_b32 corpus=/data/pairs steps=100000 global_batch=16384 --workers 32 --gpus
+      sightline train clip_vit_b32 corpus=/data/pairs steps=100000 global_batch=16384 --workers 32 --gpus --runs /data/runs
     """
     from sightline.infra.session import available_cpus, check_workers, ray_session
     from sightline.pipelines.train import job

@@ -49,12 +49,12 @@ def lit_small() -> RunSpec:
             text={"bag_of_words": True, "width": 256, "context_length": 32},
             preprocess=Preprocess(size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD),
             templates=PHOTO_TEMPLATES,
-            init_logit_scale=log(8),
+            init_logit_scale=log(10),
             lock_image=True,
         ),
         objective=Contrastive(),
-        # A few thousand photos are few: half of the features and of the words are dropped, and the temperature starts high.
-        data=DataConfig(split="train", augment=Augment(word_drop=0.4, feature_drop=0.5)),
+        # A few thousand photos are few: features and words are dropped, and the temperature starts high.
+        data=DataConfig(split="train", augment=Augment(word_drop=0.3, feature_drop=0.4)),
         optim=OptimConfig(lr=1.5e-3, warmup_steps=50, weight_decay=0.1),
         steps=220,
         global_batch=512,

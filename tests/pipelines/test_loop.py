@@ -109,6 +109,7 @@ def test_checkpoints_without_their_marker_do_not_count(tmp_path: Path) -> None:
     good = write(10, "a")
     write(40, "b", run_id="another run")
     write(30, "c", size=4)  # cut short
+    (write(50, "e") / "data").unlink()  # half removed
     (write(20, "d") / checkpoints.MARKER).unlink()
     found = checkpoints.newest(tmp_path, "run")
     assert found is not None and (found.path, found.step) == (good, 10)

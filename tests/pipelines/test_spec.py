@@ -52,6 +52,15 @@ def test_overrides_are_typed_and_may_be_short() -> None:
             override(spec, [wrong])
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    ["steps=0", "global_batch=0", "lr=NaN", "lr=-1", "grey=2", "word_drop=1", "feature_drop=0.5", "model.lock_image=true"],
+)
+def test_values_that_make_no_sense_are_refused(wrong: str, digits: Corpus) -> None:
+    with pytest.raises(ValueError, match=r"give|leave"):
+        prepare(find_recipe("clip_demo"), [f"corpus={digits.path}", "global_batch=8", wrong], gpus=False)
+
+
 def own_recipe() -> RunSpec:
     return replace(find_recipe("clip_demo"), recipe="mine")
 
