@@ -91,13 +91,26 @@ def shifted(image_CHW: Tensor, down: int, right: int) -> Tensor:
 
 
 def random_crop(image_CHW: Tensor, area: tuple[float, float], size: int, random: np.random.Generator) -> Tensor:
-    """A random-resized crop (Szegedy et al. 2015) of side `size`: area share uniform, aspect log-uniform in 3/4 to 4/3."""
-    height, width = image_CHW.shape[-2:]
-    share, aspect = random.uniform(*area), exp(random.uniform(log(3 / 4), log(4 / 3)))
-    crop_height = min(height, max(1, round(sqrt(height * width * share / aspect))))
-    crop_width = min(width, max(1, round(sqrt(height * width * share * aspect))))
-    top, left = random.integers(0, height - crop_height + 1), random.integers(0, width - crop_width + 1)
-    return resample(image_CHW[:, top : top + crop_height, left : left + crop_width], size, size)
+    """A random-resized crop (Szegedy et al. 2015) of side `size`."""
+    top, left, height, width = crop_box(*image_CHW.shape[-2:], area, random)
+    return resample(image_CHW[:, top : top + height, left : left + width], size, size)
+
+
+def crop_box(height: int, width: int, area: tuple[float, float], random: np.random.Generator) -> tuple[int, int, int, int]:
+    """top, left, height and width of a crop: share of the area uniform in `area`, aspect log-uniform in 3/4 to 4/3.
+
+    As in torchvision, a box that does not fit is drawn again (bending it into the image would distort more than asked for); after ten
+    tries it is the largest centred box whose aspect is within the bounds.
+    """
+    low, high = 3 / 4, 4 / 3
+    for _ in range(10):
+        share, aspect = random.uniform(*area), exp(random.uniform(log(low), log(high)))
+        box_height, box_width = round(sqrt(height * width * share / aspect)), round(sqrt(height * width * share * aspect))
+        if 0 < box_height <= height and 0 < box_width <= width:
+            top, left = random.integers(0, height - box_height + 1), random.integers(0, width - box_width + 1)
+            return int(top), int(left), box_height, box_width
+    box_height, box_width = min(height, max(1, round(width / low))), min(width, max(1, round(height * high)))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
 def without(caption: str, words: tuple[str, ...]) -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sightline.models.augment import Augment, augment, augment_features, shifted, thinned, without
+from sightline.models.augment import Augment, augment, augment_features, crop_box, shifted, thinned, without
 from sightline.models.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
 
 
@@ -82,3 +82,19 @@ def test_dropped_words_and_features_follow_the_generator() -> None:
     assert 0.15 < float((features == 0).float().mean()) < 0.35
     assert 0 < len(caption.split()) < 6 and set(caption.split()) <= {"one", "two", "three", "four", "five", "six"}
     assert thinned("word", 1.0, np.random.default_rng(0)) == "word"
+
+
+def test_crops_keep_to_their_share_and_aspect() -> None:
+    random = np.random.default_rng(0)
+    boxes = [crop_box(224, 300, (0.5, 1.0), random) for _ in range(500)]
+    for top, left, height, width in boxes:
+        assert 0 <= top and top + height <= 224 and 0 <= left and left + width <= 300
+        assert 0.49 < height * width / (224 * 300) <= 1.0
+        assert 0.74 < width / height < 1.35
+    shares = np.array([height * width for _, _, height, width in boxes]) / (224 * 300)
+    assert 0.65 < shares.mean() < 0.78  # 0.75, less the large ones that did not fit
+
+
+def test_a_crop_of_a_strip_is_its_middle() -> None:
+    assert crop_box(10, 500, (0.9, 1.0), np.random.default_rng(0)) == (0, 243, 10, 13)
+    assert crop_box(500, 10, (0.9, 1.0), np.random.default_rng(0)) == (243, 0, 13, 10)
