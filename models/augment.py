@@ -99,8 +99,8 @@ def random_crop(image_CHW: Tensor, area: tuple[float, float], size: int, random:
 def crop_box(height: int, width: int, area: tuple[float, float], random: np.random.Generator) -> tuple[int, int, int, int]:
     """top, left, height and width of a crop: share of the area uniform in `area`, aspect log-uniform in 3/4 to 4/3.
 
-    As in torchvision, a box that does not fit is drawn again (bending it into the image would distort more than asked for); after ten
-    tries it is the largest centred box whose aspect is within the bounds.
+    As in torchvision, a box that does not fit is drawn again: bending it into the image would distort more than was asked
+    for. After ten tries it is the largest centred box whose aspect is within the bounds.
     """
     low, high = 3 / 4, 4 / 3
     for _ in range(10):

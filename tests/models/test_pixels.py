@@ -88,7 +88,7 @@ def test_crops_keep_to_their_share_and_aspect() -> None:
     random = np.random.default_rng(0)
     boxes = [crop_box(224, 300, (0.5, 1.0), random) for _ in range(500)]
     for top, left, height, width in boxes:
-        assert 0 <= top and top + height <= 224 and 0 <= left and left + width <= 300
+        assert top >= 0 and top + height <= 224 and left >= 0 and left + width <= 300
         assert 0.49 < height * width / (224 * 300) <= 1.0
         assert 0.74 < width / height < 1.35
     shares = np.array([height * width for _, _, height, width in boxes]) / (224 * 300)
