@@ -92,7 +92,7 @@ def shifted(image_CHW: Tensor, down: int, right: int) -> Tensor:
 
 def random_crop(image_CHW: Tensor, area: tuple[float, float], size: int, random: np.random.Generator) -> Tensor:
     """A random-resized crop (Szegedy et al. 2015) of side `size`."""
-    top, left, height, width = crop_box(*image_CHW.shape[-2:], area, random)
+    top, left, height, width = crop_box(image_CHW.shape[-2], image_CHW.shape[-1], area, random)
     return resample(image_CHW[:, top : top + height, left : left + width], size, size)
 
 
