@@ -28,7 +28,7 @@ class Augment:
         flip: probability of a left-right mirror (not for captions that say left and right).
         grey: probability of mixing the channels to grey by random weights.
         grey_removes: words that a grey image makes untrue; they are deleted from its caption.
-        word_drop: probability with which each word of a caption is left out (at least one stays).
+        word_drop: probability with which each word of a caption is left out (a caption that would lose all keeps all).
         feature_drop: probability with which each feature of a locked tower is zeroed, the others scaled up (dropout on the
             inputs; it is here rather than in the towers so that it does not depend on the world size).
     """

@@ -41,7 +41,7 @@ def guard(verb: Callable[..., None]) -> Callable[..., None]:
             print(f"sightline {verb.__name__}: {one_line(error)}", file=sys.stderr)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            print(f"sightline {verb.__name__}: interrupted; the same command again goes on", file=sys.stderr)
+            print(f"sightline {verb.__name__}: interrupted; the same command again goes on where work was kept", file=sys.stderr)
             raise typer.Exit(130) from None
 
     return guarded
