@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench check format clean
+.PHONY: help install demo test bench campaign check format clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,9 +24,15 @@ demo: $(STAMP) ## the main job, from images and captions to a served model (8 mi
 test: $(STAMP) ## all tests (12 minutes on two cores)
 	$(BIN)/pytest
 
-bench: $(STAMP) ## clip_small beside open_clip's trainer on CORPUS=..., written to BENCHMARKS.md
-	@test -n "$(CORPUS)" || { echo 'make bench CORPUS=PATH: a corpus of photos with splits, as `sightline ingest` writes it'; exit 2; }
-	$(BIN)/python benchmarks/clip_small_vs_open_clip.py $(CORPUS)
+bench: $(STAMP) ## our figures beside the peers', on CORPUS=... and PHOTOS=..., written to BENCHMARKS.md (an hour)
+	@test -n "$(CORPUS)" -a -n "$(PHOTOS)" || { echo 'make bench CORPUS=PATH PHOTOS=PATH: a corpus of photos with splits, as `sightline ingest` writes it, and a folder of .jpg files'; exit 2; }
+	$(BIN)/python -m benchmarks.ingest_vs_img2dataset $(PHOTOS)
+	$(BIN)/python -m benchmarks.corpus_scale
+	$(BIN)/python -m benchmarks.ingest_memory
+	$(BIN)/python -m benchmarks.clip_small_vs_open_clip $(CORPUS)
+
+campaign: $(STAMP) ## kills by the dozen (10 minutes), written to BENCHMARKS.md
+	$(BIN)/python -m benchmarks.campaign_ingest
 
 check: $(STAMP) ## ruff, mypy and import-linter
 	$(BIN)/ruff format --check .

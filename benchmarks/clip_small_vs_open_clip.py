@@ -1,6 +1,6 @@
 """`clip_small` against open_clip's own trainer: equal architecture, optimiser, batch, steps and photos.
 
-    python benchmarks/clip_small_vs_open_clip.py CORPUS
+    python -m benchmarks.clip_small_vs_open_clip CORPUS
 
 open_clip's trainer takes (image, caption) rows from a CSV file, ours takes images whose captions take turns; both see
 the same number of pairs. Recall@10 on the test split is computed for both by our evaluation, open_clip's through its
@@ -13,26 +13,26 @@ from __future__ import annotations
 import csv
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.report import section
 from sightline.models.load import load_model
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.evaluate.evaluate import evaluate
 from sightline.pipelines.train.spec import RunSpec
 from sightline.recipes import find_recipe
 
-REPORT = Path(__file__).resolve().parent.parent / "BENCHMARKS.md"
 EPOCHS = 4
+SEEDS = (0, 1, 2)
 METRICS = ("image_to_text_recall@10", "text_to_image_recall@10")
 
 
@@ -41,20 +41,23 @@ def main(corpus_path: str) -> None:
     spec = find_recipe("clip_small")
     pairs = sum(len(corpus.captions(int(row))) for row in corpus.select("train"))
     steps = EPOCHS * (pairs // spec.global_batch)  # open_clip drops the rest of an epoch
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        peer = evaluate(load_model(str(train_peer(corpus, spec, folder))), corpus).metrics
-        ours = evaluate(load_model(str(train_ours(corpus_path, steps, folder))), corpus).metrics
+    ours, peer = [], []
+    for seed in SEEDS:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            peer.append(evaluate(load_model(str(train_peer(corpus, spec, seed, folder))), corpus).metrics)
+            ours.append(evaluate(load_model(str(train_ours(corpus_path, steps, seed, folder))), corpus).metrics)
+        print(f"seed {seed}", *({name: run[-1][name] for name in METRICS} for run in (ours, peer)), file=sys.stderr, flush=True)
     report(corpus, spec, steps, ours, peer)
 
 
-def train_ours(corpus: str, steps: int, folder: Path) -> Path:
-    command = [sys.executable, "-m", "sightline", "train", "clip_small", f"corpus={corpus}", f"steps={steps}"]
+def train_ours(corpus: str, steps: int, seed: int, folder: Path) -> Path:
+    command = [sys.executable, "-m", "sightline", "train", "clip_small", f"corpus={corpus}", f"steps={steps}", f"seed={seed}"]
     done = subprocess.run([*command, "--runs", str(folder / "runs"), "--json"], check=True, stdout=subprocess.PIPE, text=True)
     return Path(json.loads(done.stdout.splitlines()[-1])["artifact"])
 
 
-def train_peer(corpus: Corpus, spec: RunSpec, folder: Path) -> Path:
+def train_peer(corpus: Corpus, spec: RunSpec, seed: int, folder: Path) -> Path:
     """open_clip_train.main on the same rows; its last checkpoint as a folder that open_clip (and `load_model`) reads."""
     table = folder / "train.csv"
     (folder / "images").mkdir()
@@ -95,7 +98,7 @@ def train_peer(corpus: Corpus, spec: RunSpec, folder: Path) -> Path:
         "grad-clip-norm": optim.clip_norm,
         "logs": folder / "logs",
         "name": "peer",
-        "seed": spec.seed,
+        "seed": seed,
     }
     start = (
         "import sys, open_clip\n"
@@ -121,22 +124,28 @@ def train_peer(corpus: Corpus, spec: RunSpec, folder: Path) -> Path:
     return folder / "peer"
 
 
-def report(corpus: Corpus, spec: RunSpec, steps: int, ours: dict[str, float], peer: dict[str, float]) -> None:
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "open_clip_torch", "ray"))
-    lines = [
-        "## clip_small against open_clip's trainer\n",
-        f"`python benchmarks/clip_small_vs_open_clip.py CORPUS`: {steps} steps of {spec.global_batch} pairs, corpus root "
-        f"`{corpus.root[:12]}`, {int(ours['images'])} test images, one run each; {versions}, Python {platform.python_version()}, "
-        f"{platform.machine()}, {os.cpu_count()} cores.\n",
-        "| metric | Sightline | open_clip | ratio |",
-        "| --- | --- | --- | --- |",
-        *(f"| {name} | {ours[name]:.3f} | {peer[name]:.3f} | {ours[name] / peer[name]:.2f} |" for name in METRICS),
-    ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    head = REPORT.read_text() if REPORT.exists() else "# Benchmarks\n\nWritten by `make bench`.\n"
-    before = head.partition("## clip_small against open_clip's trainer")[0].rstrip() + "\n\n"
-    REPORT.write_text(before + text)
+def report(corpus: Corpus, spec: RunSpec, steps: int, ours: list[dict[str, float]], peer: list[dict[str, float]]) -> None:
+    seeds = ", ".join(map(str, SEEDS))
+    what = (
+        f"{steps} steps of {spec.global_batch} pairs, corpus root `{corpus.root[:12]}`, {int(ours[0]['images'])} test images; "
+        f"means over the seeds {seeds} (each in brackets)"
+    )
+    section(
+        "clip_small against open_clip's trainer",
+        "python -m benchmarks.clip_small_vs_open_clip CORPUS",
+        what,
+        ("torch", "open_clip_torch", "ray"),
+        ("metric", "Sightline", "open_clip", "ratio"),
+        [(name, cell(ours, name), cell(peer, name), f"{mean_of(ours, name) / mean_of(peer, name):.2f}") for name in METRICS],
+    )
+
+
+def mean_of(runs: list[dict[str, float]], name: str) -> float:
+    return mean(run[name] for run in runs)
+
+
+def cell(runs: list[dict[str, float]], name: str) -> str:
+    return f"{mean_of(runs, name):.3f} ({', '.join(f'{run[name]:.3f}' for run in runs)})"
 
 
 if __name__ == "__main__":

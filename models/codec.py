@@ -76,8 +76,9 @@ def probe(data: bytes | memoryview) -> ImageInfo:
         return _open(bytes(data), None).info
 
 
-def decode_rgb(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """The picture as a person would see it: uint8 [height, width, 3], upright; the first frame of an animation.
+def decode(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> tuple[ImageInfo, NDArray[np.uint8]]:
+    """What the header says, and the picture as a person would see it: uint8 [height, width, 3], upright; the first frame
+    of an animation.
 
     Raises:
         ImageError: it is no picture, a damaged one, or one of more than `max_pixels`.
@@ -87,14 +88,19 @@ def decode_rgb(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> NDA
         opened = _open(data, max_pixels)
         if opened.image is None:
             try:
-                return _upright(simplejpeg.decode_jpeg(data, colorspace="RGB"), opened.orientation)
+                return opened.info, _upright(simplejpeg.decode_jpeg(data, colorspace="RGB"), opened.orientation)
             except ValueError:
                 # It takes libjpeg's every warning for an error. Pillow tells damage from harmless oddities.
                 opened = _Opened(opened.info, opened.orientation, _pillow(data))
         assert opened.image is not None
         with opened.image as image:
             image.load()
-            return _upright(_rgb(image), opened.orientation)
+            return opened.info, _upright(_rgb(image), opened.orientation)
+
+
+def decode_rgb(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """The pixels alone, as `decode` gives them."""
+    return decode(data, max_pixels=max_pixels)[1]
 
 
 def decode_labels(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -156,8 +162,19 @@ def _open_jpeg(data: bytes) -> _Opened | None:
     if colorspace in ("CMYK", "YCCK"):
         return None
     # Pillow reads the orientation, from either of the places where it looks; most files have neither.
-    may_be_turned = b"Exif\0" in data or b"tiff:Orientation" in data
+    end = _jpeg_scan(data)
+    may_be_turned = data.find(b"Exif\0", 0, end) >= 0 or data.find(b"tiff:Orientation", 0, end) >= 0
     return _opened("jpeg", width, height, _orientation(_pillow(data)) if may_be_turned else 1, None)
+
+
+def _jpeg_scan(data: bytes) -> int:
+    """Where a JPEG's pixels begin; its end if the segments before them are not in the plainest order."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF and 0xC0 <= data[at + 1] < 0xFF and not 0xD0 <= data[at + 1] <= 0xD9:
+        if data[at + 1] == 0xDA:
+            return at
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return len(data)
 
 
 def _opened(format: str, width: int, height: int, orientation: int, image: Image.Image | None) -> _Opened:

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.s3 import s3, s3_server
+
+__all__ = ["s3", "s3_server"]  # fixtures
 CHECKOUT = Path(__file__).resolve().parent.parent
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 

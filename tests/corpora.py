@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
-from sightline.pipelines.corpus.manifest import commit
+from sightline.pipelines.corpus.commit import commit_plan
 from sightline.pipelines.ingest.build import build_shard
-from sightline.pipelines.ingest.prepare import prepare
-from sightline.pipelines.ingest.report import IngestOptions
+from sightline.pipelines.ingest.prepare import Prepared, prepare
+from sightline.pipelines.ingest.report import IngestOptions, IngestReport
 from sightline.pipelines.sample.spec import SampleSpec
 from sightline.pipelines.sample.write import write_sample
+
+Place = TypeVar("Place", str, Path)
 
 
 def digits_source(folder: Path, train: int = 240, val: int = 20, test: int = 120) -> Path:
@@ -17,9 +20,14 @@ def digits_source(folder: Path, train: int = 240, val: int = 20, test: int = 120
     return folder
 
 
-def ingest_alone(source: Path, dest: Path) -> Path:
-    prepared = prepare(source, dest, IngestOptions())
-    shards = range(prepared.plan.shards)
-    records = {i: build_shard(prepared.store, prepared.plan, prepared.source, i) for i in shards}
-    commit(prepared.store, prepared.plan, records, prepared.classes, {})
+def ingest_alone(source: str | Path, dest: Place, options: IngestOptions | None = None) -> Place:
+    finish_alone(prepare(source, dest, options or IngestOptions()))
     return dest
+
+
+def finish_alone(prepared: Prepared) -> IngestReport:
+    store, plan = prepared.store, prepared.plan
+    records = {i: build_shard(store, plan, prepared.source, i) for i in range(plan.shards)}
+    facts = {"source": prepared.location}
+    manifest = commit_plan(store, plan, records, prepared.classes, facts, change=prepared.change, retried=prepared.retried)
+    return IngestReport.of(manifest)

@@ -1,24 +1,20 @@
-"""Commit: a corpus exists from the moment when its manifest names every shard.
+"""A generation of a corpus: what its manifest says, and how the current one is found.
 
-A generation is immutable and created once (`link` lets one writer win); `manifest.json`, a copy of the current one, is
-replaced by rename at the very end. Before that, every named file must have its size, and in each shard rows + rejected
-must equal the plan's rows: what runs the shards may drop some silently, this does not.
+A generation is immutable and created once. `manifest.json` is a copy of the current one for a quick start; whoever reads
+it looks whether a later generation exists by now, so a writer that died between the two writes has committed, and one
+that is late with the copy takes nothing back. A manifest lists pages, and pages list at most 1,024 shards each.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from hashlib import sha256
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sightline.pipelines.corpus.digests import add_fingerprints, fingerprint_hex, page_digest, root_digest
-from sightline.pipelines.corpus.plan import Plan
 from sightline.pipelines.corpus.schema import FORMAT
 from sightline.pipelines.corpus.shards import ShardRecord
-from sightline.pipelines.corpus.store import STAGING, LocalStore
+from sightline.pipelines.corpus.store import STAGING, Store
 
 CURRENT = "manifest.json"
 PAGE_SHARDS = 1_024
@@ -36,146 +32,151 @@ class Page:
 
 
 @dataclass(frozen=True)
+class PlanFacts:
+    """A plan that gave rows to the corpus: its id, what it was made of, how many inputs it had."""
+
+    id: str
+    input_digest: str
+    config_digest: str
+    rows: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """One generation of a corpus.
 
     Attributes:
         format: `sightline/1`.
         generation, parent: its number and its predecessor's (None for the first).
-        plans: per plan its id, input digest and config digest.
+        change: what made it of its parent: `ingest`, `append`, `retry`, `merge` or `forget`.
+        plans: the plans whose rows it holds.
         rows, bytes: rows kept, and the bytes of their shards.
-        seen, rejected, codes: inputs, those that became no row, and these by stage and code.
+        seen, rejected, forgotten: inputs, those that became no row, and rows taken out since; seen = rows + rejected + forgotten.
+        codes: the rejected by stage and code.
+        retried: rejected inputs that a later plan took up again, by code; they count once, as that plan has them.
         root, fingerprint: digests of all rows (hex).
         classes: `{"id": ..., "name": ...}` in order of id.
         pages: where the shard records are.
+        tombstones: the file of salted digests of forgotten rows; None where nothing was forgotten.
+        parent_sha256: of the parent's bytes, so that history cannot change unnoticed; None for the first.
         environment: what wrote it; outside of the root.
     """
 
     format: str
     generation: int
     parent: int | None
-    plans: list[dict[str, str]]
+    change: str
+    plans: list[PlanFacts]
     rows: int
     bytes: int
     seen: int
     rejected: int
+    forgotten: int
     codes: dict[str, int]
+    retried: dict[str, int]
     root: str
     fingerprint: str
     classes: list[dict[str, Any]]
     pages: list[Page]
-    environment: dict[str, Any]
+    tombstones: str | None = None
+    parent_sha256: str | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def plan_ids(self) -> list[str]:
+        return [plan.id for plan in self.plans]
 
 
 def encode(manifest: Manifest) -> bytes:
     return (json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def decode(data: bytes) -> Manifest:
-    fields = json.loads(data)
-    return Manifest(**{**fields, "pages": [Page(**page) for page in fields["pages"]]})
+def decode(data: bytes, where: str) -> Manifest:
+    """A manifest from its bytes.
+
+    Raises:
+        ValueError: it is none, or of another format.
+    """
+    try:
+        fields = json.loads(data)
+        found = fields["format"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{where} is no manifest; ingest into a fresh folder") from None
+    if found != FORMAT:
+        raise ValueError(
+            f"{where} has format {found!r}, and this version of Sightline reads {FORMAT!r}; update Sightline, or ingest again"
+        )
+    try:
+        pages, plans = [Page(**page) for page in fields["pages"]], [PlanFacts(**plan) for plan in fields["plans"]]
+        return Manifest(**{**fields, "pages": pages, "plans": plans})
+    except (KeyError, TypeError):
+        raise ValueError(f"{where} is damaged, or of an unfinished version of Sightline; ingest into a fresh folder") from None
 
 
-def read_manifest(store: LocalStore) -> Manifest:
+def generation_name(generation: int) -> str:
+    return f"manifests/gen-{generation:06d}.json"
+
+
+def revoked_name(generation: int) -> str:
+    return f"manifests/gen-{generation:06d}.revoked"
+
+
+def newest(store: Store) -> Manifest | None:
+    """The current generation; None where nothing was ever committed.
+
+    Raises:
+        ValueError: the corpus has another format.
+    """
+    try:
+        manifest = decode(store.read(CURRENT), f"{store.location}/{CURRENT}")
+        number = manifest.generation
+    except (FileNotFoundError, NotADirectoryError):
+        manifest, number = None, 0
+    while store.size(name := generation_name(number + 1)) is not None:
+        manifest, number = decode(store.read(name), f"{store.location}/{name}"), number + 1
+    return manifest
+
+
+def read_manifest(store: Store) -> Manifest:
     """The current generation.
 
     Raises:
         FileNotFoundError: there is no corpus, or an unfinished one.
         ValueError: the corpus has another format.
     """
-    try:
-        data = store.read(CURRENT)
-    except (FileNotFoundError, NotADirectoryError):
-        if store.path(STAGING).is_dir():
-            raise FileNotFoundError(
-                f"{store.root} is an unfinished corpus: no {CURRENT}; end it with the `sightline ingest SOURCE DEST` that began it"
-            ) from None
-        raise FileNotFoundError(f"{store.root} is no corpus: no {CURRENT}; write one with `sightline ingest SOURCE DEST`") from None
-    try:
-        found = json.loads(data)["format"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{store.path(CURRENT)} is no manifest; ingest into a fresh folder") from None
-    if found != FORMAT:
-        raise ValueError(f"{store.root} has format {found!r}, and this version of Sightline reads {FORMAT!r}; ingest it again")
-    return decode(data)
+    manifest = newest(store)
+    if manifest is not None:
+        return manifest
+    if STAGING in store.entries():
+        raise FileNotFoundError(
+            f"{store.location} is an unfinished corpus: no {CURRENT}; end it with the `sightline ingest SOURCE DEST` that began it"
+        )
+    raise FileNotFoundError(f"{store.location} is no corpus: no {CURRENT}; write one with `sightline ingest SOURCE DEST`")
 
 
-def read_shards(store: LocalStore, manifest: Manifest) -> list[ShardRecord]:
-    """All shard records, in the corpus's order."""
-    return [ShardRecord.from_json(fields) for page in manifest.pages for fields in json.loads(store.read(page.file))["shards"]]
-
-
-def commit(
-    store: LocalStore,
-    plan: Plan,
-    records: Mapping[int, ShardRecord],
-    classes: Sequence[tuple[int, str]],
-    environment: Mapping[str, Any],
-) -> Manifest:
-    """Check that nothing was lost, and make the plan's shards the corpus's first generation.
+def find_root(store: Store, root: str) -> Manifest:
+    """The generation with a root hash, the newest of them.
 
     Raises:
-        FileExistsError: somebody else committed another corpus there meanwhile.
+        ValueError: no generation has it, or it was revoked.
     """
-    check_conservation(store, plan, records)
-    shards = [records[index] for index in range(plan.shards)]
-    pages = [write_page(store, shards[start : start + PAGE_SHARDS]) for start in range(0, len(shards), PAGE_SHARDS)]
-    codes: Counter[str] = Counter()
-    for shard in shards:
-        codes.update(shard.codes)
-    manifest = Manifest(
-        format=FORMAT,
-        generation=1,
-        parent=None,
-        plans=[{"id": plan.plan_id, "input_digest": plan.input_digest, "config_digest": plan.config_digest}],
-        rows=sum(shard.rows for shard in shards),
-        bytes=sum(shard.bytes for shard in shards),
-        seen=plan.rows,
-        rejected=sum(shard.rejected for shard in shards),
-        codes=dict(sorted(codes.items())),
-        root=root_digest(bytes.fromhex(page.digest) for page in pages).hex(),
-        fingerprint=fingerprint_hex(add_fingerprints(int(shard.fingerprint, 16) for shard in shards)),
-        classes=[{"id": number, "name": name} for number, name in sorted(classes)],
-        pages=pages,
-        environment=dict(environment),
-    )
-    name = generation_name(manifest.generation)
-    if not store.create(name, encode(manifest)):
-        # A twin of this ingest was here, or this one died between the two writes below: its generation stands.
-        manifest, mine = decode(store.read(name)), manifest
-        if (manifest.root, manifest.plans) != (mine.root, mine.plans):
-            raise FileExistsError(f"{store.root} holds another corpus by now; ingest into a fresh folder")
-    store.replace(CURRENT, encode(manifest))
-    store.clear_staging()
+    manifest = current = read_manifest(store)
+    while manifest.root != root:
+        if manifest.parent is None:
+            raise ValueError(f"{store.location} has root {current.root}, not {root}, and never had; name the corpus that was meant")
+        name = generation_name(manifest.parent)
+        manifest = decode(store.read(name), f"{store.location}/{name}")
+    if store.size(revoked_name(manifest.generation)) is not None:
+        raise ValueError(
+            f"root {root} of {store.location} was revoked: a purge kept the current generation only; use root {current.root}"
+        )
     return manifest
 
 
-def check_conservation(store: LocalStore, plan: Plan, records: Mapping[int, ShardRecord]) -> None:
-    """Every chunk has a record, every record accounts for every row of its chunk, and every file is there."""
-    absent = sorted(set(range(plan.shards)) - set(records))
-    assert not absent, f"{len(absent)} of {plan.shards} shards were never reported, the first is {absent[0]}"
-    assert len(records) == plan.shards, f"{len(records)} shards were reported, the plan has {plan.shards}"
-    for index, record in records.items():
-        assert (record.plan, record.index) == (plan.plan_id, index), f"a foreign record stands for shard {index}"
-        expected = plan.chunk_rows(index)
-        assert record.rows + record.rejected == record.planned == expected, f"shard {index}: {record} of {expected} rows"
-        assert sum(record.codes.values()) == record.rejected, f"shard {index}: {record.codes} of {record.rejected}"
-        missing = record.missing(store)
-        assert missing is None, f"{missing} is not there, or has another size than when it was written"
-
-
-def write_page(store: LocalStore, shards: Sequence[ShardRecord]) -> Page:
-    data = json.dumps({"shards": [shard.to_json() for shard in shards]}).encode()
-    name = f"manifests/pages/{sha256(data).hexdigest()[:12]}.json"
-    store.replace(name, data)
-    return Page(
-        digest=page_digest(bytes.fromhex(shard.content) for shard in shards).hex(),
-        file=name,
-        shards=len(shards),
-        rows=sum(shard.rows for shard in shards),
-        bytes=sum(shard.bytes for shard in shards),
-    )
-
-
-def generation_name(generation: int) -> str:
-    return f"manifests/gen-{generation:06d}.json"
+def read_shards(store: Store, pages: Sequence[Page]) -> list[ShardRecord]:
+    """The shard records of pages, in the corpus's order."""
+    return [
+        ShardRecord.from_json(fields)
+        for data in store.read_all([page.file for page in pages])
+        for fields in json.loads(data)["shards"]
+    ]

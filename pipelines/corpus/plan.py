@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 
 from sightline.pipelines.corpus.digests import lp
 from sightline.pipelines.corpus.schema import BATCH_ROWS, FORMAT, canonical_json
-from sightline.pipelines.corpus.store import LocalStore
+from sightline.pipelines.corpus.store import Store
 
 MIN_SHARD_ROWS, MAX_SHARD_ROWS, AIMED_SHARDS = 256, 8_192, 64
 DIGEST_ROWS = 4_096
+REDACTED = b"redacted"  # in the metadata of a plan's table: what it said of forgotten rows was taken out
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def make_plan(
     input_digest = digest_rows(by_key, schema)
     config_digest = sha256(canonical_json(whole).encode()).hexdigest()
     plan_id = sha256(bytes.fromhex(input_digest + config_digest)).hexdigest()[:12]
-    permuted = sorted(by_key, key=lambda row: order_key(seed, str(row["key"])))
+    # Rows of one container (`block`: a tar file, a Parquet row group) stay together, so that a shard opens few of them.
+    permuted = sorted(by_key, key=lambda row: order_key(seed, str(row.get("block") or row["key"])))
     plan = Plan(plan_id, input_digest, config_digest, len(by_key), shard_rows, whole)
     return plan, pa.Table.from_pylist(permuted, schema=schema)
 
@@ -117,7 +119,7 @@ def config_name(plan_id: str) -> str:
     return f"plans/{plan_id}/config.json"
 
 
-def save_plan(store: LocalStore, plan: Plan, table: pa.Table) -> None:
+def save_plan(store: Store, plan: Plan, table: pa.Table) -> None:
     """Write the plan, its configuration last: a plan with a configuration is whole."""
     with store.temporary() as temporary:
         with temporary.open("wb") as file:
@@ -133,14 +135,20 @@ def save_plan(store: LocalStore, plan: Plan, table: pa.Table) -> None:
     store.replace(config_name(plan.plan_id), (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def read_chunk(store: LocalStore, plan: Plan, index: int) -> list[dict[str, Any]]:
+def read_chunk(store: Store, plan: Plan, index: int) -> list[dict[str, Any]]:
     """The input rows of one chunk, in plan order; reads that chunk's row group only."""
-    with store.path(input_name(plan.plan_id)).open("rb") as file:
+    with store.open(input_name(plan.plan_id)) as file:
         rows: list[dict[str, Any]] = pq.ParquetFile(file).read_row_group(index).to_pylist()
     assert len(rows) == plan.chunk_rows(index), f"chunk {index} of plan {plan.plan_id} has {len(rows)} rows"
     return rows
 
 
-def plan_ids(store: LocalStore) -> list[str]:
+def plan_config(store: Store, plan_id: str) -> dict[str, Any]:
+    """The configuration that a plan was made with."""
+    config: dict[str, Any] = json.loads(store.read(config_name(plan_id)))["config"]
+    return config
+
+
+def plan_ids(store: Store) -> list[str]:
     """The plans that a corpus, finished or not, was begun with; a plan is there once it is whole."""
     return [plan_id for plan_id in store.folders("plans") if store.size(config_name(plan_id)) is not None]

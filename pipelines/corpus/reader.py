@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sightline.pipelines.corpus.manifest import Manifest, read_manifest, read_shards
-from sightline.pipelines.corpus.schema import BATCH_ROWS, BYTES, ROW_FIELDS, SCHEMA, SIDECAR_SCHEMA, SPLIT, Row
+from sightline.pipelines.corpus.manifest import Manifest, find_root, read_manifest, read_shards
+from sightline.pipelines.corpus.schema import BYTES, ROW_FIELDS, SCHEMA, SIDECAR_SCHEMA, SPLIT, Row
 from sightline.pipelines.corpus.shards import ShardRecord
-from sightline.pipelines.corpus.store import LocalStore, open_store
+from sightline.pipelines.corpus.store import LocalStore, Store, open_store
 
 
 class Corpus:
     """A committed corpus, open for reading. It may be shared between threads, and pickles as its location and root.
 
     Attributes:
-        path: its folder.
-        manifest: the generation that was current when it was opened.
+        location: its folder or URL.
+        manifest: the generation that was opened.
     """
 
-    def __init__(self, store: LocalStore, manifest: Manifest, shards: Sequence[ShardRecord]) -> None:
-        self.path = store.root
+    def __init__(self, store: Store, manifest: Manifest, shards: Sequence[ShardRecord]) -> None:
+        self.location = store.location
         self.manifest = manifest
         self._store = store
         self._records = tuple(shards)
@@ -46,33 +47,32 @@ class Corpus:
 
     @classmethod
     def open(cls, path: str | Path, root: str | None = None) -> Corpus:
-        """Open the corpus in a folder; with `root`, only if that is its root hash.
+        """Open the corpus at a place; with `root`, the generation of it that has that root hash.
 
         Raises:
             FileNotFoundError: there is no corpus, or it is incomplete.
-            ValueError: its format or its root is another one.
+            ValueError: its format is another one, or no generation has the root.
         """
         store = open_store(path)
-        manifest = read_manifest(store)
-        if root is not None and manifest.root != root:
-            raise ValueError(f"{path} has root {manifest.root}, not {root}; name the corpus that was meant")
+        manifest = read_manifest(store) if root is None else find_root(store, root)
         try:
-            shards = read_shards(store, manifest)
+            shards = read_shards(store, manifest.pages)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{path} is incomplete: {error.filename} is missing; restore it or ingest again") from None
-        for shard in shards:
-            if (name := shard.missing(store)) is not None:
-                raise FileNotFoundError(f"{path} is incomplete: {name} is missing or has another size; restore it or ingest again")
+        # Only where looking is cheap: an object store would be listed for seconds, and says itself what is not there.
+        missing = store.missing(file for shard in shards for file in shard.files()) if isinstance(store, LocalStore) else None
+        if missing is not None:
+            raise FileNotFoundError(f"{path} is incomplete: {missing} is missing or has another size; restore it or ingest again")
         return cls(store, manifest, shards)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Corpus.open, (str(self.path), self.root))
+        return (Corpus.open, (self.location, self.root))
 
     def __len__(self) -> int:
         return self.rows
 
     def __repr__(self) -> str:
-        return f"Corpus({str(self.path)!r}, rows={self.rows}, root={self.root[:12]})"
+        return f"Corpus({self.location!r}, rows={self.rows}, root={self.root[:12]})"
 
     @property
     def root(self) -> str:
@@ -123,7 +123,7 @@ class Corpus:
         tables = [schema.empty_table()]
         for shard in self._records:
             # An open file, not its path: pyarrow would read `key=value` in a folder's name as a column.
-            with self._store.path(shard.sidecar).open("rb") as file:
+            with self._store.open(shard.sidecar) as file:
                 tables.append(pq.read_table(file, columns=columns).select(columns).cast(schema))
         return pa.concat_tables(tables)
 
@@ -145,7 +145,7 @@ class Corpus:
         names, codes = self._split_codes
         if split not in names:
             choices = f"it has {', '.join(names)}" if names else "it has no splits"
-            raise ValueError(f"{self.path} has no split {split!r}; {choices}")
+            raise ValueError(f"{self.location} has no split {split!r}; {choices}")
         return np.flatnonzero(codes == names.index(split)).astype(np.int64)
 
     @cached_property
@@ -169,7 +169,7 @@ class Corpus:
         with self._lock:
             shard = self._open[number]
             if shard is None:
-                shard = self._open[number] = _Shard.open(self._store.path(self._records[number].file))
+                shard = self._open[number] = _Shard.open(self._store.local(self._records[number].file))
         return shard
 
 
@@ -178,6 +178,7 @@ class _Shard:
     """A mapped Arrow file: its batches, and for the bytes columns each batch's offsets and its one buffer."""
 
     batches: tuple[pa.RecordBatch, ...]
+    starts: tuple[int, ...]
     buffers: dict[str, tuple[tuple[NDArray[np.int64], memoryview], ...]]
 
     @classmethod
@@ -185,20 +186,25 @@ class _Shard:
         file = pa.ipc.open_file(pa.memory_map(str(path)))
         assert file.schema == SCHEMA, f"{path} has another schema than {SCHEMA}"
         batches = tuple(file.get_batch(i) for i in range(file.num_record_batches))
-        return cls(batches, {name: tuple(_views(batch.column(name)) for batch in batches) for name in BYTES})
+        starts = tuple(accumulate((len(batch) for batch in batches), initial=0))
+        return cls(batches, starts, {name: tuple(_views(batch.column(name)) for batch in batches) for name in BYTES})
+
+    def _locate(self, row: int) -> tuple[int, int]:
+        number = bisect_right(self.starts, row) - 1
+        return number, row - self.starts[number]
 
     def bytes_at(self, column: str, row: int) -> memoryview:
-        number, position = divmod(row, BATCH_ROWS)
+        number, position = self._locate(row)
         offsets, data = self.buffers[column][number]
         return data[offsets[position] : offsets[position + 1]]
 
     def bytes_or_none(self, column: str, row: int) -> memoryview | None:
-        number, position = divmod(row, BATCH_ROWS)
+        number, position = self._locate(row)
         valid = self.batches[number].column(column)[position].is_valid
         return self.bytes_at(column, row) if valid else None
 
     def value(self, column: str, row: int) -> Any:
-        number, position = divmod(row, BATCH_ROWS)
+        number, position = self._locate(row)
         return self.batches[number].column(column)[position].as_py()
 
 

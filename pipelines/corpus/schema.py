@@ -16,7 +16,7 @@ import pyarrow as pa
 from sightline.pipelines.corpus.digests import uid
 
 FORMAT = "sightline/1"
-BATCH_ROWS = 256  # rows of a record batch; every batch of a shard but its last has exactly as many
+BATCH_ROWS, BATCH_BYTES = 256, 64 * 2**20  # a record batch ends with the row that reaches one of these
 SPLIT = "split"  # the key in `extra` under which a row's split stands
 FILTER = "filter"  # the stage of inputs that were left out on purpose; every other stage is an error
 IGNORE = 255  # the value of mask pixels that belong to no class
@@ -123,7 +123,7 @@ class Rejected:
     Attributes:
         plan_row: its position in the plan.
         key, source: as a row would have them.
-        stage: where it ended: `filter` (left out on purpose), `list`, `read`, `decode` or `mask`.
+        stage: where it ended: `filter` (left out on purpose), `list`, `fetch`, `read`, `decode`, `mask` or `encode`.
         code: a short stable reason, to count by.
         message: the reason for a person.
         http_status: of the answer, where it was fetched.

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from sightline.pipelines.corpus.digests import fingerprint, fingerprint_hex, row_digest, shard_content
 from sightline.pipelines.corpus.schema import (
+    BATCH_BYTES,
     BATCH_ROWS,
     ERRORS_SCHEMA,
     FILTER,
@@ -29,7 +30,7 @@ from sightline.pipelines.corpus.schema import (
     Rejected,
     Row,
 )
-from sightline.pipelines.corpus.store import STAGING, LocalStore
+from sightline.pipelines.corpus.store import STAGING, Store
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,10 @@ class ShardRecord:
 
     Attributes:
         plan, index: the plan's id and the chunk's number.
-        planned: inputs of the chunk; rows + rejected = planned.
+        planned: inputs of the chunk.
         rows: rows kept.
         rejected: inputs that became no row, filtered ones included.
+        forgotten: rows taken out since it was first written; planned = rows + rejected + forgotten.
         codes: how many were rejected, by stage and code (`decode/truncated`).
         file: the Arrow file's name.
         bytes, sha256: of that file.
@@ -64,6 +66,7 @@ class ShardRecord:
     sidecar_bytes: int
     errors: str | None
     errors_bytes: int
+    forgotten: int = 0
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> ShardRecord:
@@ -79,13 +82,23 @@ class ShardRecord:
         if self.errors is not None:
             yield self.errors, self.errors_bytes
 
-    def missing(self, store: LocalStore) -> str | None:
-        """The first of its files that is absent or of another size; None when all are there."""
-        return next((name for name, size in self.files() if store.size(name) != size), None)
 
-
-def write_shard(store: LocalStore, plan: str, index: int, outcomes: Iterable[Row | Rejected]) -> ShardRecord:
+def write_shard(store: Store, plan: str, index: int, outcomes: Iterable[Row | Rejected]) -> ShardRecord:
     """Write shard `index` of a plan, a batch of rows at a time, and its done record."""
+    record = write_files(store, plan, index, outcomes)
+    name = done_name(plan, index)
+    data = json.dumps(record.to_json()).encode()
+    if not store.create(name, data):
+        # Somebody was faster. It is the same shard, unless its bytes came from the network: then the first one counts.
+        earlier = ShardRecord.from_json(json.loads(store.read(name)))
+        if store.missing(earlier.files()) is None:
+            return earlier
+        store.replace(name, data)
+    return record
+
+
+def write_files(store: Store, plan: str, index: int, outcomes: Iterable[Row | Rejected], forgotten: int = 0) -> ShardRecord:
+    """Write a shard's files; they count once a manifest names them."""
     digests: list[bytes] = []
     sidecar: list[dict[str, Any]] = []
     rejected: list[Rejected] = []
@@ -107,10 +120,10 @@ def write_shard(store: LocalStore, plan: str, index: int, outcomes: Iterable[Row
     sidecar_bytes = write_parquet(store, f"meta/{name}.parquet", sidecar, SIDECAR_SCHEMA)
     errors = f"errors/{name}.parquet" if rejected else None
     errors_bytes = write_parquet(store, errors, [vars(item) for item in rejected], ERRORS_SCHEMA) if errors else 0
-    record = ShardRecord(
+    return ShardRecord(
         plan=plan,
         index=index,
-        planned=len(digests) + len(rejected),
+        planned=len(digests) + len(rejected) + forgotten,
         rows=len(digests),
         rejected=len(rejected),
         codes=dict(sorted(Counter(f"{item.stage}/{item.code}" for item in rejected).items())),
@@ -123,9 +136,8 @@ def write_shard(store: LocalStore, plan: str, index: int, outcomes: Iterable[Row
         sidecar_bytes=sidecar_bytes,
         errors=errors,
         errors_bytes=errors_bytes,
+        forgotten=forgotten,
     )
-    store.replace(done_name(plan, index), json.dumps(record.to_json()).encode())
-    return record
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -137,12 +149,15 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """The rows in record batches: bounded in bytes too, since a writer holds a whole batch in memory."""
     batch: list[Row] = []
+    nbytes = 0
     for row in rows:
         batch.append(row)
-        if len(batch) == BATCH_ROWS:
+        nbytes += len(row.image) + len(row.mask or b"")
+        if len(batch) == BATCH_ROWS or nbytes >= BATCH_BYTES:
             yield batch
-            batch = []
+            batch, nbytes = [], 0
     if batch:
         yield batch
 
@@ -159,7 +174,7 @@ def sidecar_row(position: int, row: Row) -> dict[str, Any]:
     }
 
 
-def write_parquet(store: LocalStore, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> int:
+def write_parquet(store: Store, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> int:
     """Write a small table and return its size in bytes."""
     with store.temporary() as temporary:
         with temporary.open("wb") as file:
@@ -178,11 +193,13 @@ def done_name(plan: str, index: int) -> str:
     return f"{STAGING}/{plan}/shard-{index:06d}.json"
 
 
-def done_records(store: LocalStore, plan: str) -> dict[int, ShardRecord]:
+def done_records(store: Store, plan: str) -> dict[int, ShardRecord]:
     """The shards of a plan that are done: a record is there, and so are all files that it names."""
     names = [name for name in store.names(f"{STAGING}/{plan}") if name.endswith(".json")]
-    records = (ShardRecord.from_json(json.loads(store.read(name))) for name in names)
-    return {record.index: record for record in records if record.missing(store) is None}
+    records = [ShardRecord.from_json(json.loads(data)) for data in store.read_all(names)]
+    if store.missing(file for record in records for file in record.files()) is None:
+        return {record.index: record for record in records}
+    return {record.index: record for record in records if store.missing(record.files()) is None}
 
 
 def filtered(codes: Mapping[str, int]) -> int:

@@ -1,8 +1,8 @@
-"""Where a corpus lies: the few verbs that its writers and readers need, so that another kind of storage is one more
-class here.
+"""Where a corpus lies: the few verbs that its writers and readers need, for a folder here and for an object store.
 
-Invariant: a name holds all of a file or nothing. Bytes are written under a temporary name, flushed to the disk, and
-published by rename (or, where an existing file must win, by `link`).
+Invariant: a name holds all of a file or nothing. In a folder, bytes are written under a temporary name, flushed to the
+disk, and published by rename (or, where an existing file must win, by `link`). An object store (`object_store.py`) is
+given whole local files, because a stream that breaks off there still publishes what it has.
 """
 
 from __future__ import annotations
@@ -10,55 +10,151 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Protocol
 
 STAGING = "_staging"
+TEMPORARY = f"{STAGING}/temporary"
+
+
+class Store(Protocol):
+    """A place for a corpus. Names are relative to it, with `/` between their parts; it travels to other processes."""
+
+    @property
+    def location(self) -> str:
+        """The place as a person would write it: a path or a URL."""
+        ...
+
+    def size(self, name: str) -> int | None:
+        """A file's size in bytes; None where there is no such file."""
+        ...
+
+    def modified(self, name: str) -> float | None:
+        """When a file was written, in seconds since 1970; None where there is no such file."""
+        ...
+
+    def missing(self, files: Iterable[tuple[str, int]]) -> str | None:
+        """The first of (name, size) that is not there, or has another size; None where all are whole."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """A whole file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        ...
+
+    def read_all(self, names: Sequence[str]) -> list[bytes]:
+        """Several whole files, in that order."""
+        ...
+
+    def open(self, name: str) -> IO[bytes]:
+        """A file open for reading at any position."""
+        ...
+
+    def local(self, name: str) -> Path:
+        """A file's bytes as a file of this machine, to be memory-mapped; its name must say its content."""
+        ...
+
+    def names(self, folder: str) -> list[str]:
+        """The files directly in a folder, sorted; none where there is no such folder."""
+        ...
+
+    def folders(self, folder: str) -> list[str]:
+        """The names of the folders directly in a folder, sorted; none where there is no such folder."""
+        ...
+
+    def entries(self) -> list[str]:
+        """The names of whatever is directly at the root, sorted; none where there is nothing."""
+        ...
+
+    def temporary(self) -> AbstractContextManager[Path]:
+        """A path for a file that is to be published; whatever is left there at the end is removed."""
+        ...
+
+    def publish(self, temporary: Path, name: str) -> None:
+        """Give a finished temporary file its name; a file of that name is replaced."""
+        ...
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Write a whole file; readers see the old one or the new one."""
+        ...
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a whole file unless there is one of that name, and say whether it was: one of several writers wins."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        ...
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove a folder and all in it, if it is there."""
+        ...
 
 
 @dataclass(frozen=True)
 class LocalStore:
-    """A corpus in a folder of this machine; names are relative to it, with `/` between their parts."""
+    """A corpus in a folder of this machine (or of a file system that all machines mount)."""
 
     root: Path
+
+    @property
+    def location(self) -> str:
+        return str(self.root)
 
     def path(self, name: str) -> Path:
         return self.root / name
 
     def size(self, name: str) -> int | None:
-        """The file's size in bytes; None where there is no such file."""
         try:
             return self.path(name).stat().st_size
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+
+    def modified(self, name: str) -> float | None:
+        try:
+            return self.path(name).stat().st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def missing(self, files: Iterable[tuple[str, int]]) -> str | None:
+        return next((name for name, size in files if self.size(name) != size), None)
 
     def read(self, name: str) -> bytes:
         return self.path(name).read_bytes()
 
+    def read_all(self, names: Sequence[str]) -> list[bytes]:
+        return [self.read(name) for name in names]
+
+    def open(self, name: str) -> IO[bytes]:
+        return self.path(name).open("rb")
+
+    def local(self, name: str) -> Path:
+        return self.path(name)
+
     def names(self, folder: str) -> list[str]:
-        """The files directly in a folder, sorted; none where there is no such folder."""
         try:
             return sorted(f"{folder}/{entry.name}" for entry in os.scandir(self.path(folder)) if entry.is_file())
         except FileNotFoundError:
             return []
 
     def folders(self, folder: str) -> list[str]:
-        """The names of the folders directly in a folder, sorted; none where there is no such folder."""
         try:
             return sorted(entry.name for entry in os.scandir(self.path(folder)) if entry.is_dir())
         except FileNotFoundError:
             return []
 
     def entries(self) -> list[str]:
-        """The names of whatever is directly at the root; none where there is no such folder."""
-        return sorted(entry.name for entry in self.root.iterdir()) if self.root.exists() else []
+        return sorted(entry.name for entry in self.root.iterdir()) if self.root.is_dir() else []
 
     @contextmanager
     def temporary(self) -> Iterator[Path]:
-        """A path for a file that is to be published; whatever is left there at the end is removed."""
-        folder = self.path(STAGING) / "temporary"
+        folder = self.path(TEMPORARY)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / uuid.uuid4().hex
         try:
@@ -67,7 +163,6 @@ class LocalStore:
             path.unlink(missing_ok=True)
 
     def publish(self, temporary: Path, name: str) -> None:
-        """Give a finished temporary file its name; a file of that name is replaced."""
         sync(temporary)
         final = self.path(name)
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -75,13 +170,11 @@ class LocalStore:
         sync(final.parent)
 
     def replace(self, name: str, data: bytes) -> None:
-        """Write a whole file; readers see the old one or the new one."""
         with self.temporary() as temporary:
             temporary.write_bytes(data)
             self.publish(temporary, name)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a whole file unless there is one of that name, and say whether it was: `link` lets one writer win."""
         final = self.path(name)
         final.parent.mkdir(parents=True, exist_ok=True)
         with self.temporary() as temporary:
@@ -97,20 +190,25 @@ class LocalStore:
     def remove(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)
 
-    def clear_staging(self) -> None:
-        """Remove what only an unfinished ingest needs."""
-        shutil.rmtree(self.path(STAGING), ignore_errors=True)
+    def remove_folder(self, folder: str) -> None:
+        shutil.rmtree(self.path(folder), ignore_errors=True)
 
 
-def open_store(location: str | Path) -> LocalStore:
-    """The storage at a location.
+def open_store(location: str | Path) -> Store:
+    """The storage at a location: a path, or any URL that fsspec knows (`s3://bucket/corpus`).
 
     Raises:
-        ValueError: the location is a URL.
+        ValueError: no file system is known for the URL.
+        ModuleNotFoundError: the package for it is not installed.
     """
-    if "://" in str(location):
-        raise ValueError(f"{location} is a URL, and corpora lie in local folders so far; give a folder")
-    return LocalStore(Path(location).absolute())  # it travels to processes that run elsewhere
+    text = str(location)
+    if "://" not in text:
+        return LocalStore(Path(text).absolute())  # it travels to processes that run elsewhere
+    if text.startswith("file://"):
+        return LocalStore(Path(text.removeprefix("file://")).absolute())
+    from sightline.pipelines.corpus.object_store import ObjectStore
+
+    return ObjectStore.at(text)
 
 
 def sync(path: Path) -> None:

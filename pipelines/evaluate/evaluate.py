@@ -56,7 +56,7 @@ def evaluate(
         split = TEST
     rows = corpus.select(split)
     if not len(rows):
-        raise ValueError(f"{corpus.path} has no rows in split {split!r}; it has {corpus.splits or 'no rows at all'}")
+        raise ValueError(f"{corpus.location} has no rows in split {split!r}; it has {corpus.splits or 'no rows at all'}")
     image_ND = embed_rows(model, corpus, rows, progress)
     metrics: dict[str, float] = {"images": len(rows)}
     metrics |= zero_shot(model, corpus, rows, image_ND)

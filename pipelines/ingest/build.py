@@ -7,27 +7,34 @@ does not end fails the run.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
 from threading import Thread
 
+from sightline.pipelines.corpus.forget import Tombstones, read_tombstones
 from sightline.pipelines.corpus.plan import Plan, read_chunk
-from sightline.pipelines.corpus.schema import Rejected, Row
+from sightline.pipelines.corpus.schema import FILTER, Rejected, Row, canonical_json
 from sightline.pipelines.corpus.shards import ShardRecord, write_shard
-from sightline.pipelines.corpus.store import STAGING, LocalStore
+from sightline.pipelines.corpus.store import STAGING, Store
+from sightline.pipelines.ingest.fetch.downloads import Downloads
+from sightline.pipelines.ingest.fetch.result import Failed
+from sightline.pipelines.ingest.resize import Resize
 from sightline.pipelines.ingest.sources.item import Item, Source
-from sightline.pipelines.ingest.transform import transform
+from sightline.pipelines.ingest.transform import Read, transform
+from sightline.pipelines.ingest.watchdog import ITEM_LIMIT_S, watchdog
 
 FAST_ATTEMPTS = 2
 MAX_ATTEMPTS = 6
-Numbered = tuple[int, Item]
+Work = tuple[int, Item, Read] | Rejected  # the position in the plan, the item, what reads its bytes
 
 
-def build_shard(store: LocalStore, plan: Plan, source: Source, index: int) -> ShardRecord:
-    """Write one shard of a plan and its done record.
+def build_shard(store: Store, plan: Plan, source: Source, index: int, downloads: Downloads | None = None) -> ShardRecord:
+    """Write one shard of a plan and its done record; `downloads` for sources whose images are URLs.
 
     Raises:
         RuntimeError: the shard was begun too often.
@@ -37,28 +44,93 @@ def build_shard(store: LocalStore, plan: Plan, source: Source, index: int) -> Sh
     if attempt > MAX_ATTEMPTS:
         raise RuntimeError(f"shard {index} was begun {MAX_ATTEMPTS} times and its worker died each time; see Ray's logs")
     first = index * plan.shard_rows
-    items = ((first + i, Item.from_row(row)) for i, row in enumerate(read_chunk(store, plan, index)))
-    outcomes = (directly if attempt <= FAST_ATTEMPTS else isolated)(items, source, plan.config["max_pixels"])
-    return write_shard(store, plan.plan_id, index, outcomes)
+    items = [(first + i, Item.from_row(row)) for i, row in enumerate(read_chunk(store, plan, index))]
+    work = ((plan_row, item, source.read) for plan_row, item in items) if downloads is None else fetched(items, downloads)
+    how = Conversion(
+        plan.config["max_pixels"], Resize.from_config(plan.config["resize"]), read_tombstones(store, plan.config.get("tombstones"))
+    )
+    return write_shard(store, plan.plan_id, index, (directly if attempt <= FAST_ATTEMPTS else isolated)(work, how))
 
 
-def directly(items: Iterable[Numbered], source: Source, max_pixels: int) -> Iterator[Row | Rejected]:
-    return (transform(item, plan_row, source.read, max_pixels=max_pixels) for plan_row, item in items)
+@dataclass(frozen=True)
+class Conversion:
+    """`transform` as the plan has it; what was forgotten does not come back. It travels to other processes."""
+
+    max_pixels: int
+    resize: Resize
+    tombstones: Tombstones
+
+    def __call__(self, item: Item, plan_row: int, read: Read) -> Row | Rejected:
+        outcome = transform(item, plan_row, read, max_pixels=self.max_pixels, resize=self.resize)
+        if isinstance(outcome, Row) and (outcome.uid in self.tombstones or outcome.sha256 in self.tombstones):
+            return Rejected(plan_row, item.key, item.image, FILTER, "forgotten", "it was forgotten before, and stays out")
+        return outcome
 
 
-def isolated(items: Iterable[Numbered], source: Source, max_pixels: int) -> Iterator[Row | Rejected]:
+def fetched(items: Sequence[tuple[int, Item]], downloads: Downloads) -> Iterator[Work]:
+    """Download each item's image while the ones before it are decoded; what the server said goes into `extra`."""
+    wanted = [item.image for _, item in items if item.verdict is None]
+    answers = downloads.fetch_all(wanted)
+    try:
+        for plan_row, item in items:
+            if item.verdict is not None:
+                yield plan_row, item, Given(b"")  # never read
+                continue
+            answer = next(answers)
+            if isinstance(answer, Failed):
+                yield Rejected(plan_row, item.key, item.image, "fetch", answer.code, answer.message, answer.status, answer.nbytes)
+                continue
+            facts = {"url": answer.final_url, "etag": answer.etag, "last_modified": answer.last_modified, "date": answer.date}
+            extra = canonical_json({**json.loads(item.extra), "fetch": facts})
+            yield plan_row, replace(item, extra=extra), Given(answer.data)
+    finally:
+        answers.close()
+
+
+@dataclass(frozen=True)
+class Given:
+    """Reads bytes that are here already, also in another process."""
+
+    data: bytes
+
+    def __call__(self, reference: str) -> bytes:
+        return self.data
+
+
+def directly(work: Iterable[Work], how: Conversion) -> Iterator[Row | Rejected]:
+    """In this process, which ends if an item takes too long."""
+    with watchdog() as beat:
+        for each in work:
+            beat()
+            yield each if isinstance(each, Rejected) else how(each[1], each[0], each[2])
+
+
+def isolated(work: Iterable[Work], how: Conversion) -> Iterator[Row | Rejected]:
     """Like `directly`, but in another process; the item after one that killed it gets a new one."""
     pool = new_process()
     try:
-        for plan_row, item in items:
+        for each in work:
+            if isinstance(each, Rejected):
+                yield each
+                continue
+            plan_row, item, read = each
             try:
-                yield pool.submit(transform, item, plan_row, source.read, max_pixels=max_pixels).result()
-            except BrokenProcessPool:
-                yield Rejected(plan_row, item.key, item.image, "decode", "crash", "it killed the process that decoded it")
-                pool.shutdown()
+                yield pool.submit(how, item, plan_row, read).result(timeout=ITEM_LIMIT_S)
+            except (BrokenProcessPool, TimeoutError) as error:
+                died = isinstance(error, BrokenProcessPool)
+                why = "it killed the process that decoded it" if died else f"it took longer than {ITEM_LIMIT_S:.0f} s to decode"
+                yield Rejected(plan_row, item.key, item.image, "decode", "crash" if died else "timeout", why)
+                end(pool)
                 pool = new_process()
     finally:
-        pool.shutdown()
+        end(pool)
+
+
+def end(pool: ProcessPoolExecutor) -> None:
+    """Stop the pool's process, also in the middle of an item."""
+    for process in list((pool._processes or {}).values()):  # the executor's own shutdown would wait for the item
+        process.kill()
+    pool.shutdown(wait=False, cancel_futures=True)
 
 
 def new_process() -> ProcessPoolExecutor:
@@ -82,7 +154,7 @@ def attempt_name(plan: Plan, index: int, attempt: int) -> str:
     return f"{STAGING}/{plan.plan_id}/shard-{index:06d}.attempt-{attempt}"
 
 
-def count_attempt(store: LocalStore, plan: Plan, index: int) -> int:
+def count_attempt(store: Store, plan: Plan, index: int) -> int:
     """The number of this attempt at a shard, from 1, written down before the work."""
     attempt = 1
     while store.size(attempt_name(plan, index, attempt)) is not None:
@@ -91,7 +163,7 @@ def count_attempt(store: LocalStore, plan: Plan, index: int) -> int:
     return attempt
 
 
-def forget_attempts(store: LocalStore, plan: Plan) -> None:
+def forget_attempts(store: Store, plan: Plan) -> None:
     """A run counts its own attempts: it may have been a person who ended the one before."""
     for name in store.names(f"{STAGING}/{plan.plan_id}"):
         if ".attempt-" in name:

@@ -11,24 +11,31 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import ray.data
 
-from sightline.pipelines.corpus.manifest import commit
+from sightline.pipelines.corpus.commit import commit_plan
 from sightline.pipelines.corpus.plan import Plan
 from sightline.pipelines.corpus.shards import ShardRecord, done_records
-from sightline.pipelines.corpus.store import LocalStore
+from sightline.pipelines.corpus.store import Store
 from sightline.pipelines.ingest.build import build_shard, forget_attempts
+from sightline.pipelines.ingest.fetch.downloads import Downloads
+from sightline.pipelines.ingest.fetch.result import FetchOptions
 from sightline.pipelines.ingest.prepare import Prepared, prepare
 from sightline.pipelines.ingest.report import IngestOptions, IngestReport, Progress
 from sightline.pipelines.ingest.sources.item import Source
+from sightline.pipelines.ingest.sources.url_list import UrlList
 
 MAX_TASKS = 256  # a task costs the driver about 6 ms, so that many shards have to share their tasks
+# What Ray shall reserve for a task: libraries (300 MB), a batch of rows in three copies (200 MB), one image of the largest
+# allowed size while it is decoded and resampled. Small machines then run fewer tasks rather than out of memory.
+WORKER_BYTES = 2**30
 LIBRARIES = ("sightline", "ray", "pyarrow", "pillow", "simplejpeg")
 Watch = Callable[[Progress], None]
 
@@ -48,29 +55,38 @@ def ingest(
 
 
 def run(prepared: Prepared, progress: Watch | None = None) -> IngestReport:
-    """Build the shards that are missing, and commit."""
+    """Build the shards that are missing, and commit.
+
+    Raises:
+        ValueError: the destination lies in the memory of this process.
+        OSError: a worker could not write.
+    """
     begun = time.monotonic()
     store, plan = prepared.store, prepared.plan
+    if store.location.startswith("memory://"):
+        raise ValueError(f"{store.location} lies in this process alone, and Ray's workers are others; give a folder or a bucket")
     records = done_records(store, plan.plan_id)
-    inherited = sum(record.planned for record in records.values())
+    inherited = frozenset(records)
     todo = [index for index in range(plan.shards) if index not in records]
     watch = progress or (lambda _: None)
     watch(progress_of(plan, records, inherited, time.monotonic() - begun))
     forget_attempts(store, plan)
-    for record in build_all(store, plan, prepared.source, todo):
+    for record in build_all(prepared, todo):
         records[record.index] = record
         watch(progress_of(plan, records, inherited, time.monotonic() - begun))
     seconds = time.monotonic() - begun
     facts = {
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
+        "source": prepared.location,
         "seconds": round(seconds, 3),
-        "images_per_s": round((plan.rows - inherited) / seconds, 3),
+        "images_per_s": round(sum(plan.chunk_rows(index) for index in todo) / seconds, 3),
     }
-    return IngestReport.of(commit(store, plan, records, prepared.classes, facts))
+    change, retried = prepared.change, prepared.retried
+    return IngestReport.of(commit_plan(store, plan, records, prepared.classes, facts, change=change, retried=retried))
 
 
-def build_all(store: LocalStore, plan: Plan, source: Source, todo: Sequence[int]) -> Iterator[ShardRecord]:
+def build_all(prepared: Prepared, todo: Sequence[int]) -> Iterator[ShardRecord]:
     """Build shards on Ray, and yield their records as they come, in any order.
 
     Raises:
@@ -80,19 +96,42 @@ def build_all(store: LocalStore, plan: Plan, source: Source, todo: Sequence[int]
         return
     with quiet_ray_data():
         shards = ray.data.from_items([{"shard": i} for i in todo], override_num_blocks=min(len(todo), MAX_TASKS))
-        for row in shards.map(partial(build_row, store, plan, source), num_cpus=1).iter_rows():
+        where = (prepared.store, prepared.plan, prepared.source)
+        if isinstance(prepared.source, UrlList):
+            workers = max(1, min(int(ray.cluster_resources().get("CPU", 1)), shards.num_blocks()))
+            share = replace(prepared.options.fetch, per_host=max(1, prepared.options.fetch.per_host // workers))
+            built = shards.map(Fetcher, fn_constructor_args=(*where, share), concurrency=workers, num_cpus=1, memory=WORKER_BYTES)
+        else:
+            built = shards.map(partial(build_row, *where), num_cpus=1, memory=WORKER_BYTES)
+        for row in built.iter_rows():
             if row["failure"]:
                 raise OSError(row["failure"])
             yield ShardRecord.from_json(json.loads(row["record"]))
 
 
-def build_row(store: LocalStore, plan: Plan, source: Source, row: dict[str, int]) -> dict[str, str]:
+def build_row(store: Store, plan: Plan, source: Source, row: dict[str, int], downloads: Downloads | None = None) -> dict[str, str]:
     """What a worker does with one row. Records travel as JSON: Arrow would unite their `codes` into one struct."""
     try:
-        record = build_shard(store, plan, source, row["shard"])
+        record = build_shard(store, plan, source, row["shard"], downloads)
+    except ConnectionError as error:
+        return {"record": "", "failure": f"{error}; the same command goes on"}
     except OSError as error:  # a full disk, a missing permission: the user's to mend, so no traceback of Ray's around it
-        return {"record": "", "failure": f"cannot write {error.filename or store.root}: {error.strerror or error}"}
+        return {"record": "", "failure": f"cannot write {error.filename or store.location}: {error.strerror or error}"}
     return {"record": json.dumps(record.to_json()), "failure": ""}
+
+
+class Fetcher:
+    """An actor with its own downloads: one event loop and its connections serve all shards that it builds.
+
+    Connections per host are the job's: each actor has its share of them, and at least one.
+    """
+
+    def __init__(self, store: Store, plan: Plan, source: Source, options: FetchOptions) -> None:
+        self.where = (store, plan, source)
+        self.downloads = Downloads(options)
+
+    def __call__(self, row: dict[str, int]) -> dict[str, str]:
+        return build_row(*self.where, row, self.downloads)
 
 
 @contextmanager
@@ -113,14 +152,15 @@ def quiet_ray_data() -> Iterator[None]:
             handler.setLevel(level)
 
 
-def progress_of(plan: Plan, records: dict[int, ShardRecord], inherited: int, seconds: float) -> Progress:
-    rows = sum(record.planned for record in records.values())
+def progress_of(plan: Plan, records: Mapping[int, ShardRecord], inherited: Collection[int], seconds: float) -> Progress:
+    fresh = [record for index, record in records.items() if index not in inherited]
     return Progress(
         shards=len(records),
         all_shards=plan.shards,
-        rows=rows,
+        rows=sum(record.planned for record in records.values()),
         all_rows=plan.rows,
         rejected=sum(record.rejected for record in records.values()),
-        fresh_rows=rows - inherited,
+        fresh_rows=sum(record.planned for record in fresh),
+        fresh_bytes=sum(record.bytes for record in fresh),
         seconds=seconds,
     )

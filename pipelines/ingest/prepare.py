@@ -1,20 +1,31 @@
 """Everything about an ingest that can go wrong before any work: the source, the destination, the plan. No cluster
 needed.
+
+A corpus begins with one plan over all inputs of a source. More plans may join it: `append` is one over the inputs whose
+keys no plan had so far, `retry` one over inputs that were rejected. Each becomes a generation when it is done, and until
+then the corpus is as it was.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from sightline.pipelines.corpus.manifest import CURRENT, Manifest, read_manifest
-from sightline.pipelines.corpus.plan import Plan, make_plan, plan_ids, save_plan
-from sightline.pipelines.corpus.store import STAGING, LocalStore, open_store
+from sightline.pipelines.corpus.manifest import Manifest, newest, read_manifest, read_shards
+from sightline.pipelines.corpus.plan import Plan, input_name, make_plan, plan_config, plan_ids, save_plan
+from sightline.pipelines.corpus.schema import FILTER
+from sightline.pipelines.corpus.store import STAGING, LocalStore, Store, open_store
+from sightline.pipelines.ingest.fetch.result import FetchOptions
 from sightline.pipelines.ingest.report import IngestOptions, IngestReport
+from sightline.pipelines.ingest.resize import Resize
 from sightline.pipelines.ingest.sources.detect import open_source
-from sightline.pipelines.ingest.sources.item import ITEM_SCHEMA, Source
+from sightline.pipelines.ingest.sources.item import ITEM_SCHEMA, Item, Source
 
 
 @dataclass(frozen=True)
@@ -22,16 +33,23 @@ class Prepared:
     """An ingest that is ready to run, or was run before.
 
     Attributes:
-        source, store, plan: what, whereto, and in which shards.
+        source, location, store, plan: what, from where, whereto, and in which shards.
         classes: ids and names, for the manifest.
+        options: as given; what decides bytes is in the plan's configuration too.
+        change: what the generation will be: `ingest`, `append` or `retry`.
+        retried: the rejected inputs that a retry takes up, by stage and code.
         report: of the finished corpus; None as long as there is work.
     """
 
     source: Source
-    store: LocalStore
+    location: str
+    store: Store
     plan: Plan
     classes: list[tuple[int, str]]
-    report: IngestReport | None
+    options: IngestOptions
+    change: str = "ingest"
+    retried: Mapping[str, int] = field(default_factory=dict)
+    report: IngestReport | None = None
 
 
 def prepare(source: str | Path, dest: str | Path, options: IngestOptions) -> Prepared:
@@ -42,43 +60,173 @@ def prepare(source: str | Path, dest: str | Path, options: IngestOptions) -> Pre
         ValueError: the source is of no known kind, holds nothing, or contradicts itself; or the destination lies in it.
         FileExistsError: the destination holds something else.
     """
-    opened, store = open_source(Path(source), options.kind), open_store(dest)
-    if store.root.resolve().is_relative_to(Path(source).resolve()):
-        raise ValueError(f"{dest} lies in the source {source}, and would be input itself; give a folder outside of it")
+    opened, store = open_both(source, dest, options)
     classes = opened.classes()
-    plan, table = plan_source(opened, classes, options)
+    plan, table = plan_items(opened, opened.items(), classes, options)
     manifest = finished(store, plan)
     if manifest is None and plan.plan_id not in plan_ids(store):
         save_plan(store, plan, table)
-    return Prepared(opened, store, plan, classes, None if manifest is None else IngestReport.of(manifest))
+    report = None if manifest is None else IngestReport.of(manifest)
+    return Prepared(opened, absolute(source), store, plan, classes, options, report=report)
 
 
-def plan_source(source: Source, classes: list[tuple[int, str]], options: IngestOptions) -> tuple[Plan, pa.Table]:
-    """The plan over all items of a source. Where the source lies is no part of it."""
-    items = [item.to_row() for item in source.items()]
-    config = {
+def prepare_append(source: str | Path, dest: str | Path, options: IngestOptions) -> Prepared | IngestReport:
+    """Plan the inputs of a source whose keys the corpus has never seen; where there are none, report on it as it is.
+
+    Raises:
+        As `prepare`, FileNotFoundError where there is no corpus yet, and ValueError for options that it was not made with.
+    """
+    opened, store = open_both(source, dest, options)
+    manifest = read_manifest(store)
+    options = as_before(store, manifest, options)
+    known = {key for plan in manifest.plans for key in plan_keys(store, plan.id)}
+    new = [item for item in opened.items() if item.key not in known]
+    if not new:
+        return IngestReport.of(manifest)
+    return further(opened, source, store, manifest, new, options, "append", {})
+
+
+def prepare_retry(
+    dest: str | Path, source: str | None, codes: Sequence[str], fetch: FetchOptions | None = None
+) -> Prepared | IngestReport:
+    """Plan the inputs that were rejected (by some `stage/code`, or all errors), as the source lists them now.
+
+    Raises:
+        As `prepare`, FileNotFoundError where there is no corpus, and ValueError where nothing was rejected by such a code.
+    """
+    store = open_store(dest)
+    manifest = read_manifest(store)
+    rejected = rejected_keys(store, manifest)
+    if unknown := sorted(set(codes) - set(rejected.values())):
+        raise ValueError(f"nothing is rejected as {unknown[0]!r}; there are {', '.join(manifest.codes) or 'no errors'}")
+    wanted = {key: code for key, code in rejected.items() if (code in codes if codes else not code.startswith(f"{FILTER}/"))}
+    if not wanted:
+        return IngestReport.of(manifest)
+    source = source or manifest.environment.get("source")
+    if source is None:
+        raise ValueError(f"{dest} does not say where its inputs were; give --source")
+    kind = str(plan_config(store, manifest.plans[0].id)["kind"])
+    options = as_before(store, manifest, IngestOptions(kind=kind, fetch=fetch or FetchOptions()))
+    opened, _ = open_both(source, dest, options)
+    items = [item for item in opened.items() if item.key in wanted]
+    if not items:
+        raise ValueError(f"{source} has none of the {len(wanted):,} inputs that were rejected; name where they are by --source")
+    retried = Counter(wanted[item.key] for item in items)
+    return further(opened, source, store, manifest, items, options, "retry", retried)
+
+
+def as_before(store: Store, manifest: Manifest, options: IngestOptions) -> IngestOptions:
+    """The options that decide bytes, as the corpus began with them.
+
+    Raises:
+        ValueError: others were asked for.
+    """
+    config = plan_config(store, manifest.plans[0].id)
+    resize = Resize.from_config(config["resize"])
+    before = replace(options, resize=resize, max_pixels=config["max_pixels"], seed=config["seed"])
+    if options.resize not in (Resize(), before.resize) or options.max_pixels not in (IngestOptions().max_pixels, before.max_pixels):
+        raise ValueError(f"{store.location} was made with other options, and what joins it is made alike; leave them away")
+    return before
+
+
+def further(
+    opened: Source,
+    source: str | Path,
+    store: Store,
+    manifest: Manifest,
+    items: Iterable[Item],
+    options: IngestOptions,
+    change: str,
+    retried: Mapping[str, int],
+) -> Prepared:
+    """A plan that is to join a corpus, frozen there."""
+    classes = opened.classes()
+    config = {"retry": manifest.generation} if change == "retry" else {}
+    stones = {} if manifest.tombstones is None else {"tombstones": manifest.tombstones}
+    plan, table = plan_items(opened, items, classes, options, config | stones)
+    if plan.plan_id not in plan_ids(store):
+        save_plan(store, plan, table)
+    return Prepared(opened, absolute(source), store, plan, classes, options, change, retried)
+
+
+def open_both(source: str | Path, dest: str | Path, options: IngestOptions) -> tuple[Source, Store]:
+    opened, store = open_source(source, options.kind), open_store(dest)
+    if isinstance(store, LocalStore) and "://" not in str(source) and store.root.resolve().is_relative_to(Path(source).resolve()):
+        raise ValueError(f"{dest} lies in the source {source}, and would be input itself; give a folder outside of it")
+    return opened, store
+
+
+def absolute(source: str | Path) -> str:
+    """A source's place as it reads from anywhere."""
+    return str(source) if "://" in str(source) else str(Path(source).absolute())
+
+
+def plan_items(
+    source: Source,
+    items: Iterable[Item],
+    classes: list[tuple[int, str]],
+    options: IngestOptions,
+    config: Mapping[str, Any] | None = None,
+) -> tuple[Plan, pa.Table]:
+    """The plan over items of a source. Where the source lies is no part of it."""
+    whole = {
         "kind": source.kind,
         "source": source.config(),
         "classes": [[number, name] for number, name in classes],
         "max_pixels": options.max_pixels,
+        "resize": options.resize.config(),
+        **(config or {}),
     }
-    return make_plan(items, ITEM_SCHEMA, config, seed=options.seed, shard_rows=options.shard_rows)
+    rows = [item.to_row() for item in items]
+    return make_plan(rows, ITEM_SCHEMA, whole, seed=options.seed, shard_rows=options.shard_rows)
 
 
-def finished(store: LocalStore, plan: Plan) -> Manifest | None:
+def plan_keys(store: Store, plan_id: str) -> list[str]:
+    with store.open(input_name(plan_id)) as file:
+        keys: list[str] = pq.read_table(file, columns=["key"]).column("key").to_pylist()
+    return keys
+
+
+def rejected_keys(store: Store, manifest: Manifest) -> dict[str, str]:
+    """The inputs that are rejected as things stand, with `stage/code`: as the last plan that had them decided."""
+    decided: dict[str, tuple[int, str]] = {}
+    position = {plan_id: number for number, plan_id in enumerate(manifest.plan_ids)}
+    for plan_id, key, code in rejections(store, manifest):
+        if position[plan_id] >= decided.get(key, (0, ""))[0]:
+            decided[key] = (position[plan_id], code)
+    if len(position) > 1:
+        for plan_id, number in position.items():
+            for key in plan_keys(store, plan_id):
+                if key in decided and decided[key][0] < number:
+                    del decided[key]  # that plan kept it
+    return {key: code for key, (_, code) in decided.items()}
+
+
+def rejections(store: Store, manifest: Manifest) -> Iterator[tuple[str, str, str]]:
+    """(plan, key, `stage/code`) of every row of the errors tables."""
+    for shard in read_shards(store, manifest.pages):
+        if shard.errors is not None:
+            with store.open(shard.errors) as file:
+                table = pq.read_table(file, columns=["key", "stage", "code"])
+            for row in table.to_pylist():
+                yield shard.plan, row["key"], f"{row['stage']}/{row['code']}"
+
+
+def finished(store: Store, plan: Plan) -> Manifest | None:
     """The corpus at the destination if it is this plan's; None where nothing is finished.
 
     Raises:
         FileExistsError: something else is there.
     """
-    remedy = "ingest into a fresh folder, or remove that one"
-    if store.size(CURRENT) is not None:
-        manifest = read_manifest(store)
-        if [entry["id"] for entry in manifest.plans] != [plan.plan_id]:
-            raise FileExistsError(f"{store.root} holds a corpus of another source or other options; {remedy}")
+    remedy = "ingest into a fresh folder, remove that one, or add to it with --append"
+    manifest = newest(store)
+    if manifest is not None:
+        if plan.plan_id != manifest.plans[0].id:
+            raise FileExistsError(f"{store.location} holds a corpus of another source or other options; {remedy}")
         return manifest
-    if plan_ids(store) not in ([], [plan.plan_id]):
-        raise FileExistsError(f"{store.root} holds an unfinished ingest of another source or other options; {remedy}")
-    if not plan_ids(store) and not set(store.entries()) <= {STAGING, "plans"}:  # what a begun plan leaves behind
-        raise FileExistsError(f"{store.root} holds files that are no corpus; {remedy}")
+    begun = plan_ids(store)
+    if begun not in ([], [plan.plan_id]):
+        raise FileExistsError(f"{store.location} holds an unfinished ingest of another source or other options; {remedy}")
+    if not begun and not set(store.entries()) <= {STAGING, "plans"}:  # what a begun plan leaves behind
+        raise FileExistsError(f"{store.location} holds files that are no corpus; {remedy}")
     return None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sightline.models.codec import MAX_PIXELS
 from sightline.pipelines.corpus.manifest import Manifest
 from sightline.pipelines.corpus.shards import filtered
+from sightline.pipelines.ingest.fetch.result import FetchOptions
+from sightline.pipelines.ingest.resize import Resize
 
 
 @dataclass(frozen=True)
@@ -18,17 +20,21 @@ class IngestOptions:
         shard_rows: inputs per shard; None: derived from their number.
         seed: of the rows' order.
         max_pixels: larger images are refused.
+        resize: what is done to the pixels.
+        fetch: how URLs are downloaded.
     """
 
     kind: str | None = None
     shard_rows: int | None = None
     seed: int = 0
     max_pixels: int = MAX_PIXELS
+    resize: Resize = field(default_factory=Resize)
+    fetch: FetchOptions = field(default_factory=FetchOptions)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an ingest is, in shards and inputs; `fresh_rows` and `seconds` are of this run alone."""
+    """How far an ingest is, in shards and inputs; `fresh_rows`, `fresh_bytes` (written) and `seconds` are of this run alone."""
 
     shards: int
     all_shards: int
@@ -36,6 +42,7 @@ class Progress:
     all_rows: int
     rejected: int
     fresh_rows: int
+    fresh_bytes: int
     seconds: float
 
 
@@ -45,6 +52,7 @@ class IngestReport:
 
     Attributes:
         seen, kept, filtered, errors: inputs, rows, inputs left out on purpose, inputs that could not become rows.
+        forgotten: rows taken out since.
         root, generation: of the corpus.
         images_per_s, seconds: of the run that finished it.
         rejected_by_code: filtered and errors by `stage/code`.
@@ -54,6 +62,7 @@ class IngestReport:
     kept: int
     filtered: int
     errors: int
+    forgotten: int
     root: str
     generation: int
     images_per_s: float
@@ -68,11 +77,14 @@ class IngestReport:
             kept=manifest.rows,
             filtered=left_out,
             errors=manifest.rejected - left_out,
+            forgotten=manifest.forgotten,
             root=manifest.root,
             generation=manifest.generation,
-            images_per_s=manifest.environment["images_per_s"],
-            seconds=manifest.environment["seconds"],
+            images_per_s=manifest.environment.get("images_per_s", 0.0),
+            seconds=manifest.environment.get("seconds", 0.0),
             rejected_by_code=manifest.codes,
         )
-        assert report.seen == report.kept + report.filtered + report.errors, f"the totals do not balance: {report}"
+        assert report.seen == report.kept + report.filtered + report.errors + report.forgotten, (
+            f"the totals do not balance: {report}"
+        )
         return report

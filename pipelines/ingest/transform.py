@@ -1,22 +1,24 @@
 """An item becomes a row, or a reason: a pure function of the item and the bytes that it refers to.
 
-Every image is decoded in full, since only that finds what was cut or damaged; the bytes themselves are kept as they
-are.
+Every image is decoded in full, since only that finds what was cut or damaged. Its bytes are kept as they are unless the
+ingest resizes or re-encodes, for which the same pixels serve.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from sightline.models.codec import MAX_PIXELS, ImageError, decode_labels, decode_rgb, probe
+from sightline.models.codec import MAX_PIXELS, ImageError, decode, decode_labels
 from sightline.pipelines.corpus.schema import Rejected, Row, make_row
+from sightline.pipelines.ingest.resize import Resize
 from sightline.pipelines.ingest.sources.item import Item
 
 MAX_BYTES = 256 * 2**20  # of one file; far above any picture within the pixel limit
+KEEP = Resize()
 Read = Callable[[str], bytes]
 
 
-def transform(item: Item, plan_row: int, read: Read, *, max_pixels: int = MAX_PIXELS) -> Row | Rejected:
+def transform(item: Item, plan_row: int, read: Read, *, max_pixels: int = MAX_PIXELS, resize: Resize = KEEP) -> Row | Rejected:
     """The row of an item, or why there is none.
 
     Args:
@@ -24,6 +26,10 @@ def transform(item: Item, plan_row: int, read: Read, *, max_pixels: int = MAX_PI
         plan_row: its position in the plan.
         read: gives the bytes behind a reference, or raises OSError.
         max_pixels: larger images are refused, from their header.
+        resize: what is done to the pixels.
+
+    Raises:
+        ConnectionError: the source's storage cannot be reached.
     """
 
     def rejected(stage: str, code: str, message: str, nbytes: int | None = None) -> Rejected:
@@ -38,30 +44,35 @@ def transform(item: Item, plan_row: int, read: Read, *, max_pixels: int = MAX_PI
         mask = None if item.mask is None else read(item.mask)
     except FileNotFoundError as error:
         return rejected("read", "missing", f"{error.filename} has gone since it was listed")
+    except ConnectionError:
+        raise  # the storage is away, and says nothing about this item
     except OSError as error:
         return rejected("read", "unreadable", error.strerror or str(error))
+    stage = "decode"
     try:
-        height, width, _ = decode_rgb(image, max_pixels=max_pixels).shape
-        info = probe(image)
-    except ImageError as error:
-        return rejected("decode", error.code, str(error), len(image))
-    if mask is not None:
-        try:
+        info, rgb = decode(image, max_pixels=max_pixels)
+        labels = None
+        if mask is not None:
+            stage = "mask"
             labels = decode_labels(mask, max_pixels=max_pixels)
-        except ImageError as error:
-            return rejected("mask", f"mask_{error.code}", str(error), len(mask))
-        if labels.shape != (height, width):
-            sizes = f"the mask has {labels.shape[1]} x {labels.shape[0]} pixels, the image {width} x {height}"
-            return rejected("mask", "mask_size", sizes, len(mask))
+            if labels.shape != (info.height, info.width):
+                sizes = f"{labels.shape[1]} x {labels.shape[0]} pixels, the image {info.width} x {info.height}"
+                raise ImageError("size", f"the mask has {sizes}")
+        stage = "encode"
+        picture = resize.apply(image, info, rgb, mask, labels, max_pixels)
+    except ImageError as error:
+        if mask is not None and stage == "mask":
+            return rejected(stage, f"mask_{error.code}", str(error), len(mask))
+        return rejected(stage, error.code, str(error), len(image))
     return make_row(
         key=item.key,
-        image=image,
-        format=info.format,
-        width=width,
-        height=height,
+        image=picture.image,
+        format=picture.format,
+        width=picture.width,
+        height=picture.height,
         captions=item.captions,
         labels=item.labels,
-        mask=mask,
+        mask=picture.mask,
         source=item.image,
         extra=item.extra,
     )

@@ -42,6 +42,7 @@ def provenance(spec: RunSpec, final_loss: float) -> dict[str, Any]:
     """What an answer is traced back through: the corpus, the run, its end, and what computed it."""
     return {
         "corpus_root": spec.data.root,
+        "view": spec.data.view or None,
         "run_id": spec.run_id,
         "run": asdict(spec),
         "steps": spec.steps,

@@ -25,7 +25,7 @@ from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.feed.inline import InlineFeed, feature_loader, pixel_loader
 from sightline.pipelines.train import checkpoints, locked
 from sightline.pipelines.train.finish import write_artifact
-from sightline.pipelines.train.spec import Launch, OptimConfig, RunSpec
+from sightline.pipelines.train.spec import Launch, OptimConfig, RunSpec, select_rows
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def train(
     optimizer = adamw(towers, spec.optim)
 
     # -- data: this rank's part of every batch, from any step on
-    rows = corpus.select(spec.data.split)
+    rows, _ = select_rows(corpus, spec.data)
     if trunk is None:
         load = pixel_loader(corpus, spec.data.augment, spec.model.preprocess, spec.order_key)
     else:

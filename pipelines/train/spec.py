@@ -15,23 +15,32 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from sightline.models.augment import Augment
 from sightline.models.objectives import Contrastive
 from sightline.models.towers import ModelConfig
 from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.corpus.view import select_view
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is trained on: the rows of `split` in the corpus whose root hash is `root` (filled in when the run is resolved)."""
+    """What is trained on: the rows of `split`, in the corpus whose root hash is `root`, that pass all `filters`.
+
+    `root` and `view` (the digest of the filters' rows, see `corpus/view.py`; empty without filters) are filled in when the run is
+    resolved.
+    """
 
     corpus: str = ""
     root: str = ""
     split: str | None = None
+    filters: tuple[str, ...] = ()
+    view: str = ""
     augment: Augment = field(default_factory=Augment)
 
 
@@ -73,7 +82,8 @@ class RunSpec:
     def run_id(self) -> str:
         """Twelve hex digits that name the run: sha256 of what decides its numbers."""
         fields = asdict(self)
-        fields["data"].pop("corpus")
+        for place in ("corpus", "filters") if self.data.view else ("corpus", "filters", "view"):  # a view counts by its digest
+            fields["data"].pop(place)
         fields["model"].pop("pretrained_image")
         return hashlib.sha256(canonical_json(fields).encode()).hexdigest()[:12]
 
@@ -155,15 +165,19 @@ def resolve(spec: RunSpec, corpus: Corpus, *, bf16_available: bool) -> RunSpec:
         FileNotFoundError: the pretrained image tower is not there.
     """
     check_ranges(spec)
-    rows = corpus.select(spec.data.split)
+    rows, view = select_rows(corpus, spec.data)
+    what = f"split {spec.data.split!r}" + (f" that pass {' and '.join(spec.data.filters)}" if view else "")
     if len(rows) < spec.global_batch:
         raise ValueError(
-            f"the corpus has {len(rows)} rows in split {spec.data.split!r}, fewer than one global batch of {spec.global_batch}; "
+            f"the corpus has {len(rows)} rows in {what}, fewer than one global batch of {spec.global_batch}; "
             f"give global_batch={max(1, len(rows))} or a larger corpus"
         )
     captions = pc.list_value_length(corpus.sidecar(["captions"])["captions"]).take(pa.array(rows))
     if silent := int(pc.sum(pc.equal(captions, 0)).as_py()):
-        raise ValueError(f"{silent} rows in split {spec.data.split!r} have no caption; give each image one and ingest again")
+        raise ValueError(
+            f"{silent} rows in {what} have no caption; give each image one and ingest again, or leave them out by a filter of "
+            "`sightline corpus filter CORPUS NAME --caption-words 1:`"
+        )
     model = spec.model
     if model.pretrained_image:
         path = Path(model.pretrained_image)
@@ -176,9 +190,28 @@ def resolve(spec: RunSpec, corpus: Corpus, *, bf16_available: bool) -> RunSpec:
     elif model.lock_image:
         raise ValueError("a locked image tower needs its weights; give model.pretrained_image=PATH of a timm safetensors file")
     precision = ("bf16" if bf16_available else "fp32") if spec.precision == "auto" else spec.precision
-    # Workers may have another working directory than the command that started them.
-    location = str(Path(spec.data.corpus).resolve())
-    return replace(spec, model=model, precision=precision, data=replace(spec.data, root=corpus.root, corpus=location))
+    # The opened corpus' own location is absolute: workers may have another working directory than the command that started them.
+    data = replace(spec.data, root=corpus.root, corpus=corpus.location, view=view)
+    return replace(spec, model=model, precision=precision, data=data)
+
+
+def select_rows(corpus: Corpus, data: DataConfig) -> tuple[NDArray[np.int64], str]:
+    """The rows to train on, and their view's digest (empty without filters).
+
+    Raises:
+        ValueError: there is no such split or filter, or a filter means other rows than when the run was resolved.
+    """
+    if not data.filters:
+        if data.view:
+            raise ValueError("data.view is the digest of filters, and none are named; give filters=NAME,...")
+        return corpus.select(data.split), ""
+    view = select_view(corpus, data.filters, data.split)
+    if data.view not in ("", view.digest):
+        raise ValueError(
+            f"the filters {', '.join(data.filters)} no longer pass the rows that this run was named for; make them again as "
+            "they were, or begin another run"
+        )
+    return view.rows, view.digest
 
 
 def adapter() -> TypeAdapter[RunSpec]:
@@ -207,6 +240,8 @@ def override(spec: RunSpec, assignments: Sequence[str]) -> RunSpec:
         for name in parents:
             node = node[name]
         node[last] = text if isinstance(node.get(last), str) else parsed(text)
+        if key in ("filters", "data.filters") and not text.startswith("["):  # names by commas, as people write them
+            node[last] = tuple(filter(None, text.split(",")))
     try:
         return adapter().validate_python(fields)
     except ValidationError as error:

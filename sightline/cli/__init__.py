@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from sightline import __version__, settings
+from sightline.cli import corpus
 from sightline.cli.demo import demo
 from sightline.cli.evaluate import evaluate
 from sightline.cli.ingest import ingest
@@ -28,7 +29,7 @@ VERBS: tuple[Callable[..., None], ...] = (sample, ingest, train, evaluate, serve
 USER_ERRORS = (ValueError, OSError, ModuleNotFoundError)
 
 
-def guard(verb: Callable[..., None]) -> Callable[..., None]:
+def guard(verb: Callable[..., None], name: str) -> Callable[..., None]:
     """Wrap a verb so that a user's mistake costs one line, and Ctrl-C ends it with the usual status 130."""
 
     @functools.wraps(verb)
@@ -38,10 +39,10 @@ def guard(verb: Callable[..., None]) -> Callable[..., None]:
         except USER_ERRORS as error:
             if settings.debug():
                 raise
-            print(f"sightline {verb.__name__}: {one_line(error)}", file=sys.stderr)
+            print(f"sightline {name}: {one_line(error)}", file=sys.stderr)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            print(f"sightline {verb.__name__}: interrupted; the same command again goes on where work was kept", file=sys.stderr)
+            print(f"sightline {name}: interrupted; the same command again goes on where work was kept", file=sys.stderr)
             raise typer.Exit(130) from None
 
     return guarded
@@ -80,4 +81,7 @@ def options(
 
 
 for _verb in VERBS:
-    app.command(_verb.__name__)(guard(_verb))
+    app.command(_verb.__name__)(guard(_verb, _verb.__name__))
+for _name, _verb in corpus.VERBS.items():
+    corpus.app.command(_name)(guard(_verb, f"corpus {_name}"))
+app.add_typer(corpus.app, name="corpus")

@@ -4,57 +4,102 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sightline import settings
 from sightline.cli import output
+from sightline.cli.downloads import AllowLoopback, IgnoreOptOut, PerHost, Retries, Timeout, UserAgent, fetch_options
 from sightline.cli.output import Json
+from sightline.pipelines.ingest.fetch.result import FetchOptions
 
 if TYPE_CHECKING:  # heavy
+    from sightline.pipelines.ingest.prepare import Prepared
+    from sightline.pipelines.ingest.report import IngestReport
     from sightline.pipelines.ingest.report import Progress as JobProgress
+
+MEGABYTE = 1e6
+Address = Annotated[str | None, typer.Option(help="A running Ray cluster; by default a local Ray.")]
+Cpus = Annotated[int | None, typer.Option(help="CPUs of a local Ray; by default all.")]
 
 
 def ingest(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A folder with a captions table, or a folder per class.")],
-    dest: Annotated[str, typer.Argument(metavar="DEST", help="The corpus: a fresh folder, or one that this command began.")],
-    kind: Annotated[str | None, typer.Option(help="captions_table or class_folder; found out by default.")] = None,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A folder, a file, a pattern of files, or a URL of one.")],
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="The corpus: a fresh folder or URL, or one that this command began.")],
+    kind: Annotated[str | None, typer.Option(help="The kind of source; found out by default.")] = None,
+    append: Annotated[bool, typer.Option("--append", help="Add the inputs whose keys DEST has never seen.")] = False,
+    resize: Annotated[str, typer.Option(help="keep, shortest=256, longest=512, exact=WxH, centre_crop=WxH or pad=WxH.")] = "keep",
+    encode: Annotated[str, typer.Option(help="original, jpeg:90, png or webp:80.")] = "original",
+    max_megapixels: Annotated[float | None, typer.Option(help="Larger images are refused, from their header.")] = None,
     shard_rows: Annotated[int | None, typer.Option(help="Inputs per shard; by default about 64 shards.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the rows' order.")] = 0,
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster; by default a local Ray.")] = None,
-    cpus: Annotated[int | None, typer.Option(help="CPUs of a local Ray; by default all.")] = None,
+    timeout: Timeout = FetchOptions.total_timeout_s,
+    per_host: PerHost = FetchOptions.per_host,
+    retries: Retries = FetchOptions.retries,
+    user_agent: UserAgent = FetchOptions.user_agent,
+    ignore_opt_out: IgnoreOptOut = False,
+    allow_loopback: AllowLoopback = False,
+    address: Address = None,
+    cpus: Cpus = None,
     json: Json = False,
 ) -> None:
     """Write a corpus from images and captions, on Ray Data.
 
     SOURCE is a folder with a captions table (captions.csv, .jsonl or .parquet with columns image and caption or
-    captions; perhaps label, mask, split ...) or a folder per class (CLASS/*.jpg, or {train,val,test}/CLASS/*.jpg).
-    DEST gets Arrow shards, a Parquet sidecar, a manifest with a root hash, and a table of whatever could not be read,
-    with the reason. The same command again finishes what was interrupted.
+    captions; perhaps label, mask, split ...), a folder per class, images/ and masks/, COCO or Flickr annotations,
+    WebDataset tars, Parquet or Arrow files with image bytes, a list of URLs, or another corpus; here, or at any
+    URL that fsspec reads (s3://, gs://, hf://). DEST gets Arrow shards, a Parquet sidecar, a manifest with a root
+    hash, and a table of whatever could not be read, with the reason. The same command again finishes what was
+    interrupted.
 
     \b
     Example:
       sightline ingest photos/ corpora/photos
       sightline ingest photos/captions.csv corpora/photos --json
+      sightline ingest photos/ s3://bucket/corpora/photos --resize shortest=256 --encode jpeg:90
+      sightline ingest urls.parquet corpora/web --per-host 2 --timeout 20
+      sightline ingest more-photos/ corpora/photos --append
     """
-    from sightline.pipelines.ingest.prepare import prepare
+    from sightline.pipelines.ingest.prepare import prepare, prepare_append
     from sightline.pipelines.ingest.report import IngestOptions
+    from sightline.pipelines.ingest.resize import Resize
 
-    prepared = prepare(source, dest, IngestOptions(kind=kind, shard_rows=shard_rows, seed=seed))
-    report = prepared.report
-    if report is None:  # Ray takes seconds to start; mistakes and finished corpora need not wait for it
-        from sightline.infra.session import ray_session
-        from sightline.pipelines.ingest.job import run
+    options = IngestOptions(
+        kind=kind,
+        shard_rows=shard_rows,
+        seed=seed,
+        resize=Resize.parse(resize, encode),
+        fetch=fetch_options(timeout, per_host, retries, user_agent, ignore_opt_out, allow_loopback),
+        **({} if max_megapixels is None else {"max_pixels": int(max_megapixels * 1e6)}),
+    )
+    prepared = (prepare_append if append else prepare)(source, dest, options)
+    show(complete(prepared, address, cpus), dest, json)
 
-        with ray_session(address or settings.ray_address(), num_cpus=cpus, debug=settings.debug()), bar() as progress:
-            report = run(prepared, progress)
-    result = {
+
+def complete(prepared: Prepared | IngestReport, address: str | None, cpus: int | None) -> IngestReport:
+    """Run what is left to do on Ray, which takes seconds to start: mistakes and finished corpora need not wait for it."""
+    from sightline.pipelines.ingest.report import IngestReport
+
+    if isinstance(prepared, IngestReport):
+        return prepared
+    if prepared.report is not None:
+        return prepared.report
+    from sightline.infra.session import ray_session
+    from sightline.pipelines.ingest.job import run
+
+    with ray_session(address or settings.ray_address(), num_cpus=cpus, debug=settings.debug()), bar() as progress:
+        return run(prepared, progress)
+
+
+def show(report: IngestReport, dest: str, json: bool) -> None:
+    result: dict[str, Any] = {
         "seen": report.seen,
         "kept": report.kept,
         "filtered": report.filtered,
         "errors": report.errors,
+        **({"forgotten": report.forgotten} if report.forgotten else {}),
         "root": report.root,
         "images_per_s": report.images_per_s,
         "seconds": report.seconds,
@@ -66,21 +111,23 @@ def ingest(
 
 @contextmanager
 def bar() -> Iterator[Callable[[JobProgress], None]]:
-    """A progress bar on standard error: shards, images/s, errors so far, time left."""
+    """A progress bar on standard error: shards, images/s, MB/s, errors so far, time left."""
     columns = (
         TextColumn("ingest"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("shards · {task.fields[rate]:,.0f} images/s · {task.fields[rejected]:,} rejected ·"),
+        TextColumn("shards · {task.fields[rate]:,.0f} images/s · {task.fields[volume]:,.1f} MB/s ·"),
+        TextColumn("{task.fields[rejected]:,} rejected ·"),
         TimeElapsedColumn(),
         TextColumn("· left"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=output.log) as display:
-        task = display.add_task("", total=None, rate=0.0, rejected=0)
+        task = display.add_task("", total=None, rate=0.0, volume=0.0, rejected=0)
 
-        def show(now: JobProgress) -> None:
+        def update(now: JobProgress) -> None:
             rate = now.fresh_rows / now.seconds if now.fresh_rows else 0.0
-            display.update(task, total=now.all_shards, completed=now.shards, rate=rate, rejected=now.rejected)
+            volume = now.fresh_bytes / MEGABYTE / now.seconds if now.fresh_bytes else 0.0
+            display.update(task, total=now.all_shards, completed=now.shards, rate=rate, volume=volume, rejected=now.rejected)
 
-        yield show
+        yield update

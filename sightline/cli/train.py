@@ -31,6 +31,7 @@ def train(
     \b
     Example:
       sightline train clip_demo corpus=corpora/sample --workers 2
+      sightline train clip_small corpus=corpora/photos filters=big,nodup
       sightline train lit_small corpus=corpora/flickr8k model.pretrained_image=deit_tiny.safetensors
       sightline train clip_vit_b32 corpus=/data/pairs steps=100000 global_batch=16384 --workers 32 --gpus --runs /data/runs
     """

@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,8 +24,8 @@ from sightline.pipelines.ingest.prepare import prepare
 from sightline.pipelines.ingest.report import IngestOptions
 from sightline.pipelines.ingest.sources import detect
 from sightline.pipelines.ingest.sources.class_folder import ClassFolder
-
-DEADLINE_S = 90
+from tests.corpora import ingest_alone
+from tests.faults.kills import DEADLINE_S, VICTIMS, kill_and_finish, wait_for
 
 
 def pictures(folder: Path, count: int, side: int = 16) -> Path:
@@ -40,15 +38,6 @@ def pictures(folder: Path, count: int, side: int = 16) -> Path:
         Image.fromarray(noise.integers(0, 256, (side, side, 3), np.uint8)).save(buffer, "JPEG")
         path.write_bytes(buffer.getvalue())
     return folder
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    """Until the condition holds; the process must neither end before nor take longer than the deadline."""
-    end = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert process.poll() is None, "the process ended too early"
-        assert time.monotonic() < end, "the condition never came true"
-        time.sleep(0.01)
 
 
 def begin(source: Path, corpus: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -83,13 +72,24 @@ def test_a_killed_ingest_is_finished_without_redoing_what_was_done(
 
     report = job.ingest(source, corpus, options)
     assert {name: (corpus / name).stat().st_mtime_ns for name in before} == before
-    records = read_shards(store, read_manifest(store))
+    records = read_shards(store, read_manifest(store).pages)
     assert all(records[index] == record for index, record in finished.items())
 
     whole = prepare(source, tmp_path / "whole", options)
     for index in range(whole.plan.shards):
         build.build_shard(whole.store, whole.plan, whole.source, index)
     assert job.run(whole).root == report.root == Corpus.open(corpus).root
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_whatever_is_killed_the_same_command_ends_with_the_same_root(
+    victim: str, cli_environment: dict[str, str], tmp_path: Path
+) -> None:
+    source = pictures(tmp_path / "source", 180, 320)
+    killed = kill_and_finish(source, tmp_path / "corpus", victim, 4, cli_environment, ("--shard-rows", "6"))
+    assert killed.kept == killed.done >= 4
+    assert killed.survived == (victim == "worker")
+    assert killed.root == Corpus.open(ingest_alone(source, tmp_path / "whole", IngestOptions(shard_rows=6))).root
 
 
 def test_ctrl_c_ends_with_one_line_and_nothing_that_looks_whole(cli_environment: dict[str, str], tmp_path: Path) -> None:

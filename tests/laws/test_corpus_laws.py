@@ -11,8 +11,8 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sightline.pipelines.corpus.commit import commit_plan
 from sightline.pipelines.corpus.digests import add_fingerprints, fingerprint, row_digest
-from sightline.pipelines.corpus.manifest import commit
 from sightline.pipelines.corpus.plan import make_plan
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.schema import Row, canonical_json, make_row
@@ -40,7 +40,7 @@ def write(folder: Path, rows: Sequence[Row], shard_rows: int) -> Corpus:
     store = LocalStore(folder)
     plan = make_plan([{"key": str(i)} for i in range(len(rows))], KEYS, {}, seed=0, shard_rows=shard_rows)[0]
     records = {i: write_shard(store, plan.plan_id, i, rows[i * shard_rows : (i + 1) * shard_rows]) for i in range(plan.shards)}
-    commit(store, plan, records, [], {})
+    commit_plan(store, plan, records, [], {})
     return Corpus.open(folder)
 
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sightline.pipelines.corpus.manifest import commit, read_manifest, read_shards
+from sightline.pipelines.corpus.commit import commit_plan
+from sightline.pipelines.corpus.manifest import read_manifest, read_shards
 from sightline.pipelines.corpus.plan import Plan, default_shard_rows, make_plan, plan_ids, read_chunk, save_plan
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.schema import Rejected, Row, make_row
@@ -50,7 +51,7 @@ def write_corpus(
         index: write_shard(store, plan.plan_id, index, outcomes[index * shard_rows : (index + 1) * shard_rows])
         for index in range(plan.shards)
     }
-    commit(store, plan, records, list(classes), {})
+    commit_plan(store, plan, records, list(classes), {})
     return Corpus.open(folder)
 
 
@@ -170,7 +171,7 @@ def test_the_same_rows_give_the_same_files(tmp_path: Path) -> None:
     rows = [example(i) for i in range(700)]
     first, second = (write_corpus(tmp_path / name, rows) for name in ("first", "second"))
     assert first.root == second.root
-    shards = [read_shards(LocalStore(corpus.path), corpus.manifest) for corpus in (first, second)]
+    shards = [read_shards(LocalStore(Path(corpus.location)), corpus.manifest.pages) for corpus in (first, second)]
     assert [shard.file for shard in shards[0]] == [shard.file for shard in shards[1]]
     assert [shard.sha256 for shard in shards[0]] == [shard.sha256 for shard in shards[1]]
 
@@ -216,9 +217,9 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
         Corpus.open(tmp_path)
 
 
-def test_a_url_is_no_corpus_yet() -> None:
-    with pytest.raises(ValueError, match="local folders"):
-        Corpus.open("s3://bucket/corpus")
+def test_a_url_without_a_file_system_names_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match="no file system is known for nowhere://; give a path, s3://"):
+        Corpus.open("nowhere://bucket/corpus")
 
 
 # --- plan
@@ -295,7 +296,7 @@ def test_a_shard_that_was_never_reported_fails_the_commit(tmp_path: Path) -> Non
     store = LocalStore(tmp_path)
     plan, records = two_shards(store)
     with pytest.raises(AssertionError, match="never reported"):
-        commit(store, plan, {0: records[0]}, [], {})
+        commit_plan(store, plan, {0: records[0]}, [], {})
     assert not (tmp_path / "manifest.json").exists()
 
 
@@ -303,7 +304,7 @@ def test_a_row_that_vanished_fails_the_commit(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     plan, records = two_shards(store)
     with pytest.raises(AssertionError, match="of 10 rows"):
-        commit(store, plan, {**records, 1: replace(records[1], rows=9, planned=9)}, [], {})
+        commit_plan(store, plan, {**records, 1: replace(records[1], rows=9, planned=9)}, [], {})
 
 
 def test_a_file_that_vanished_fails_the_commit(tmp_path: Path) -> None:
@@ -311,25 +312,25 @@ def test_a_file_that_vanished_fails_the_commit(tmp_path: Path) -> None:
     plan, records = two_shards(store)
     (tmp_path / records[1].file).unlink()
     with pytest.raises(AssertionError, match="is not there"):
-        commit(store, plan, records, [], {})
+        commit_plan(store, plan, records, [], {})
 
 
 def test_a_commit_that_died_halfway_is_finished_by_the_next(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     plan, records = two_shards(store)
-    manifest = commit(store, plan, records, [], {"seconds": 1})
+    manifest = commit_plan(store, plan, records, [], {"seconds": 1})
     (tmp_path / "manifest.json").unlink()
-    assert commit(store, plan, records, [], {"seconds": 2}) == manifest == read_manifest(store)
+    assert commit_plan(store, plan, records, [], {"seconds": 2}) == manifest == read_manifest(store)
 
 
 def test_one_of_two_writers_wins_and_the_other_hears_of_it(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     plan, records = two_shards(store)
-    commit(store, plan, records, [], {})
+    commit_plan(store, plan, records, [], {})
     rows = [example(i) for i in range(20, 30)]
     other = make_plan([{"key": row.key} for row in rows], KEYS, {}, seed=0, shard_rows=10)[0]
     with pytest.raises(FileExistsError, match="another corpus"):
-        commit(store, other, {0: write_shard(store, other.plan_id, 0, rows)}, [], {})
+        commit_plan(store, other, {0: write_shard(store, other.plan_id, 0, rows)}, [], {})
 
 
 def test_done_shards_are_found_again_unless_a_file_of_theirs_changed(tmp_path: Path) -> None:
@@ -343,7 +344,19 @@ def test_done_shards_are_found_again_unless_a_file_of_theirs_changed(tmp_path: P
 def test_a_commit_leaves_only_files_that_the_manifest_names(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     plan, records = two_shards(store)
-    manifest = commit(store, plan, records, [], {})
+    manifest = commit_plan(store, plan, records, [], {})
     named = {name for record in records.values() for name, _ in record.files()}
     named |= {"manifest.json", "manifests/gen-000001.json", *(page.file for page in manifest.pages)}
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == named
+
+
+def test_a_batch_ends_with_the_row_that_reaches_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sightline.pipelines.corpus.shards.BATCH_BYTES", 3 * len(example(0).image))
+    rows = [example(i) for i in range(20)]
+    corpus = write_corpus(tmp_path, rows)
+    (shard,) = (tmp_path / "data").rglob("*.arrow")
+    with pa.ipc.open_file(str(shard)) as file:
+        assert max(len(file.get_batch(i)) for i in range(file.num_record_batches)) < 5
+        assert file.num_record_batches > 5
+    assert [bytes(corpus.image(i)) for i in range(20)] == [row.image for row in rows]
+    assert [corpus.row(i).key for i in range(20)] == [row.key for row in rows]

@@ -358,9 +358,9 @@ def test_the_command_prints_its_result_as_json(cli: Callable[..., Any], tmp_path
         (["nowhere", "corpus"], "nowhere"),
         (["empty", "corpus"], "an empty folder"),
         (["wrong", "corpus"], "captions.csv has file, text"),
-        (["source", "corpus", "--kind", "tar"], "choose from captions_table, class_folder"),
+        (["source", "corpus", "--kind", "tar"], "choose from corpus, webdataset"),
         (["source", "source/corpus"], "lies in the source"),
-        (["source", "s3://bucket/corpus"], "local folders"),
+        (["source", "nowhere://bucket/corpus"], "no file system is known"),
         (["source", "corpus", "--shard-rows", "0"], "0 rows a shard"),
     ],
 )

@@ -103,7 +103,7 @@ def test_labels_are_names_or_ids_of_the_classes_file(tmp_path: Path) -> None:
 
 
 def test_an_unknown_label_names_the_classes(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"label 'bird'; classes.csv has cat, dog"):
+    with pytest.raises(ValueError, match=r"label 'bird'; the classes are cat, dog"):
         table(tmp_path, "image,caption,label\na.jpg,x,bird\n", **{"classes.csv": "id,name\n0,cat\n1,dog\n"})
 
 
@@ -316,7 +316,15 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
 def test_a_kind_may_be_forced(tmp_path: Path) -> None:
     tree(tmp_path, {"images/1.jpg": b"x", "notes.csv": "a,b\n"})
     assert open_source(tmp_path, "class_folder").classes() == [(0, "images")]
-    with pytest.raises(ValueError, match="no kind of source 'tar'; choose from captions_table, class_folder"):
+    with pytest.raises(ValueError, match="no kind of source 'tar'; choose from corpus, webdataset"):
         open_source(tmp_path, "tar")
     with pytest.raises(ValueError, match="no captions table"):
         open_source(tree(tmp_path / "other", {"cat/1.jpg": b"x"}), "captions_table")
+
+
+def test_a_column_key_is_the_key(tmp_path: Path) -> None:
+    assert set(table(tmp_path, "image,key,caption\na.jpg,eins,x\na.jpg,eins,y\nb.jpg,,z\n")) == {"eins", "b.jpg"}
+    with pytest.raises(ValueError, match=r"'eins' occurs twice, in captions.csv \(image 'a.jpg'\) and in .*'b.jpg'"):
+        table(tmp_path, "image,key,caption\na.jpg,eins,x\nb.jpg,eins,y\n")
+    with pytest.raises(ValueError, match=r"'a.jpg' several keys"):
+        table(tmp_path, "image,key,caption\na.jpg,eins,x\na.jpg,zwei,y\n")

@@ -26,7 +26,7 @@ def spec_for(corpus: Corpus) -> RunSpec:
     spec = find_recipe("clip_demo")
     text = dict(spec.model.text) | {"width": 16}
     model = replace(spec.model, embed_dim=16, text=text)
-    data = replace(spec.data, corpus=str(corpus.path))
+    data = replace(spec.data, corpus=corpus.location)
     optim = replace(spec.optim, warmup_steps=5)
     spec = replace(spec, model=model, data=data, optim=optim, steps=STEPS, global_batch=24)
     return resolve(spec, corpus, bf16_available=False)

@@ -23,7 +23,7 @@ def test_small_recipes_can_be_built(name: str) -> None:
 
 
 def test_the_id_follows_numbers_and_not_places(digits: Corpus) -> None:
-    spec = prepare(find_recipe("clip_demo"), [f"corpus={digits.path}", "global_batch=8"], gpus=False)
+    spec = prepare(find_recipe("clip_demo"), [f"corpus={digits.location}", "global_batch=8"], gpus=False)
     assert spec.data.root == digits.root and spec.precision == "fp32"
     moved = replace(spec, data=replace(spec.data, corpus="/elsewhere"))
     assert moved.run_id == spec.run_id
@@ -58,7 +58,7 @@ def test_overrides_are_typed_and_may_be_short() -> None:
 )
 def test_values_that_make_no_sense_are_refused(wrong: str, digits: Corpus) -> None:
     with pytest.raises(ValueError, match=r"give|leave"):
-        prepare(find_recipe("clip_demo"), [f"corpus={digits.path}", "global_batch=8", wrong], gpus=False)
+        prepare(find_recipe("clip_demo"), [f"corpus={digits.location}", "global_batch=8", wrong], gpus=False)
 
 
 def own_recipe() -> RunSpec:

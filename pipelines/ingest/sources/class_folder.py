@@ -10,42 +10,51 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from sightline.pipelines.corpus.schema import SPLIT, canonical_json
 from sightline.pipelines.ingest.sources.files import (
+    CLASSES,
     class_ids,
-    file_size,
     is_sidecar_file,
     is_sidecar_folder,
     read_classes,
 )
-from sightline.pipelines.ingest.sources.item import Item, Verdict, filtered
+from sightline.pipelines.ingest.sources.item import Item, Verdict, filtered, wrong
+from sightline.pipelines.ingest.sources.place import Place, entries, read_bytes, walk
 
 SPLITS = ("train", "val", "test")
-CLASSES = "classes.csv"
 # A folder of these alone is a set whose table is missing.
 NOT_CLASSES = ("images", "masks")
 TEMPLATE = "a photo of a {name}"
 
 
 @dataclass(frozen=True)
+class Folder:
+    """A class folder: its name relative to the root, its class's folder name, and its split (None: there are no splits)."""
+
+    path: str
+    name: str
+    split: str | None
+
+
+@dataclass(frozen=True)
 class ClassFolder:
     """A folder of class folders, or of splits of them."""
 
-    root: Path
+    root: Place
     kind: ClassVar[str] = "class_folder"
     layout: ClassVar[str] = "a folder per class (CLASS/*.jpg, or {train,val,test}/CLASS/*.jpg)"
 
     @classmethod
-    def found(cls, path: Path) -> bool:
+    def found(cls, path: Place) -> bool:
         """Some folder holds a file, and not all folders are merely called what they hold."""
-        return has_files(path) and any(folder.name.lower() not in NOT_CLASSES for _, folder in class_folders(path))
+        folders = class_folders(path)
+        return any(folder.name.lower() not in NOT_CLASSES for folder in folders) and has_files(path, folders)
 
     @classmethod
-    def open(cls, path: Path) -> ClassFolder:
-        if not has_files(path):
+    def open(cls, path: Place) -> ClassFolder:
+        if not has_files(path, class_folders(path)):
             raise ValueError(f"{path} has no folder per class: expected {cls.layout}")
         return cls(path)
 
@@ -53,45 +62,31 @@ class ClassFolder:
         return {"template": TEMPLATE}
 
     def classes(self) -> list[tuple[int, str]]:
-        return sorted(self._classes().values())
+        return sorted(self._classes(class_folders(self.root)).values())
 
     def items(self) -> Iterator[Item]:
-        classes = self._classes()
         folders = class_folders(self.root)
-        for parent in sorted({self.root, *(folder.parent for _, folder in folders)}):
-            for entry in sorted(parent.iterdir()):
-                if entry.is_dir() and is_sidecar_folder(entry.name):
-                    yield self._item(entry, (), (), "{}", filtered("sidecar_folder", "the folder is no class"))
-                elif entry.is_file() and entry != self.root / CLASSES:
-                    yield self._item(entry, (), (), "{}", filtered("not_in_a_class", "the file is in no class folder"))
-        for split, folder in folders:
+        classes = self._classes(folders)
+        for parent in sorted({"", *(folder.path.rpartition("/")[0] for folder in folders)}):
+            for entry in entries(self.root / parent if parent else self.root):
+                name = f"{parent}/{entry.name}" if parent else entry.name
+                if entry.is_folder and is_sidecar_folder(entry.name):
+                    yield item(name, None, (), (), "{}", filtered("sidecar_folder", "the folder is no class"))
+                elif entry.nbytes is not None and name != CLASSES:
+                    verdict = filtered("not_in_a_class", "the file is in no class folder")
+                    yield item(name, entry.nbytes, (), (), "{}", verdict)
+        for folder in folders:
             number, name = classes[folder.name]
-            extra = canonical_json({SPLIT: split} if split else {})
-            for path in walk(folder):
-                yield self._item(path, (TEMPLATE.format(name=name),), (number,), extra)
+            extra = canonical_json({SPLIT: folder.split} if folder.split else {})
+            for file, nbytes in walk(self.root / folder.path):
+                yield item(f"{folder.path}/{file}", nbytes, (TEMPLATE.format(name=name),), (number,), extra)
 
     def read(self, reference: str) -> bytes:
-        return (self.root / reference).read_bytes()
+        return read_bytes(self.root, reference)
 
-    def _item(
-        self, path: Path, captions: tuple[str, ...], labels: tuple[int, ...], extra: str, verdict: Verdict | None = None
-    ) -> Item:
-        name = path.relative_to(self.root).as_posix()
-        # A name that is no UTF-8 fits in no table; it is shown with its odd bytes spelled out.
-        key = os.fsencode(name).decode("utf-8", "backslashreplace")
-        nbytes = file_size(path)
-        if verdict is None:
-            if is_sidecar_file(path.name):
-                verdict = filtered("sidecar_file", "the file only accompanies images")
-            elif key != name:
-                verdict = Verdict("list", "name_not_utf8", "the file's name is not UTF-8; rename it")
-            elif nbytes is None:
-                verdict = Verdict("list", "missing", "there is no such file")
-        return Item(key=key, image=key, nbytes=nbytes, captions=captions, labels=labels, extra=extra, verdict=verdict)
-
-    def _classes(self) -> dict[str, tuple[int, str]]:
+    def _classes(self, found: list[Folder]) -> dict[str, tuple[int, str]]:
         """Id and name by folder name."""
-        folders = sorted({folder.name for _, folder in class_folders(self.root)})
+        folders = sorted({folder.name for folder in found})
         path = self.root / CLASSES
         rows = read_classes(path, "folder", "name")
         if not rows:
@@ -105,39 +100,45 @@ class ClassFolder:
         return named
 
 
-def has_files(path: Path) -> bool:
-    return path.is_dir() and any(True for _, folder in class_folders(path) for _ in walk(folder))
+def item(
+    name: str,
+    nbytes: int | None,
+    captions: tuple[str, ...],
+    labels: tuple[int, ...],
+    extra: str,
+    verdict: Verdict | None = None,
+) -> Item:
+    # A name that is no UTF-8 fits in no table; it is shown with its odd bytes spelled out.
+    key = os.fsencode(name).decode("utf-8", "backslashreplace")
+    if verdict is None:
+        if is_sidecar_file(name.rpartition("/")[2]):
+            verdict = filtered("sidecar_file", "the file only accompanies images")
+        elif key != name:
+            verdict = wrong("name_not_utf8", "the file's name is not UTF-8; rename it")
+        elif nbytes is None:
+            verdict = wrong("missing", "there is no such file")
+    return Item(key=key, image=key, nbytes=nbytes, captions=captions, labels=labels, extra=extra, verdict=verdict)
 
 
-def class_folders(root: Path) -> list[tuple[str | None, Path]]:
-    """The class folders of a source, each with its split (None: the source has no splits).
+def has_files(root: Place, folders: list[Folder]) -> bool:
+    return any(True for folder in folders for _ in walk(root / folder.path))
+
+
+def class_folders(root: Place) -> list[Folder]:
+    """The class folders of a source.
 
     Raises:
         ValueError: some folders are splits and some are classes.
     """
-    folders = subfolders(root)
-    splits = [folder for folder in folders if folder.name in SPLITS and subfolders(folder)]
+    names = subfolders(root)
+    within = {name: subfolders(root / name) for name in names if name in SPLITS}
+    splits = [name for name in names if within.get(name)]
     if not splits:
-        return [(None, folder) for folder in folders]
-    if others := [folder.name for folder in folders if folder not in splits]:
-        names = ", ".join(folder.name for folder in splits)
-        raise ValueError(f"{root} has splits ({names}) and {others[0]!r} beside them; put every class into a split")
-    return [(split.name, folder) for split in splits for folder in subfolders(split)]
+        return [Folder(name, name, None) for name in names]
+    if others := [name for name in names if name not in splits]:
+        raise ValueError(f"{root} has splits ({', '.join(splits)}) and {others[0]!r} beside them; put every class into a split")
+    return [Folder(f"{split}/{name}", name, split) for split in splits for name in within[split]]
 
 
-def subfolders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_sidecar_folder(entry.name))
-
-
-def walk(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, sorted; links to folders are followed, but never into a circle."""
-    above = {folder.resolve()}
-    for parent, names, files in os.walk(folder, followlinks=True):
-        links = [name for name in names if (Path(parent) / name).is_symlink()]
-        for name in links:
-            target = (Path(parent) / name).resolve()
-            if target in above or any(target in seen.parents for seen in above):
-                names.remove(name)
-            above.add(target)
-        names.sort()
-        yield from (Path(parent) / name for name in sorted(files))
+def subfolders(folder: Place) -> list[str]:
+    return [entry.name for entry in entries(folder) if entry.is_folder and not is_sidecar_folder(entry.name)]

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import csv
 import os
-import stat
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import TextIOWrapper
+from pathlib import PurePosixPath
+from typing import TextIO
+
+from sightline.pipelines.ingest.sources.place import Place, file_size, open_file
+
+CLASSES = "classes.csv"
+# Extensions of pictures, without the dot.
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 
 # Files that operating systems leave behind next to images; anything else in a folder of images is an input.
 SIDECAR_FILES = frozenset({"thumbs.db", ".ds_store", "desktop.ini", "ehthumbs.db", ".directory"})
@@ -23,29 +30,24 @@ def is_sidecar_folder(name: str) -> bool:
     return name.lower() in SIDECAR_FOLDERS
 
 
-def file_size(path: Path) -> int | None:
-    """The size of a regular file in bytes; None for what is missing, a folder, a pipe or a device."""
-    try:
-        status = path.stat()
-    except (OSError, ValueError):  # ValueError: a null byte in the name
-        return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
-
-
 def escapes(reference: str) -> bool:
     """Whether a reference leads out of the folder that it is relative to; links in it may: its owner made them."""
-    path = Path(os.path.normpath(reference))
+    path = PurePosixPath(os.path.normpath(reference))
     return path.is_absolute() or path.parts[:1] == (os.pardir,)
 
 
-def read_csv(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+def open_text(path: Place, errors: str = "strict") -> TextIO:
+    return TextIOWrapper(open_file(path.parent, path.name), encoding="utf-8-sig", errors=errors, newline="")
+
+
+def read_csv(path: Place) -> Iterator[tuple[str, dict[str, str]]]:
     """The rows of a CSV file with a header, each with its place (`classes.csv line 3`); values are text as it stands.
 
     Raises:
         ValueError: it is not UTF-8, not CSV, or a row has more or fewer fields than the header.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with open_text(path) as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
             if len(set(header)) != len(header):
@@ -65,16 +67,16 @@ def read_csv(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         raise ValueError(f"{path.name} is not CSV as RFC 4180 has it ({error}); check its quotes") from None
 
 
-def csv_columns(path: Path) -> list[str]:
+def csv_columns(path: Place) -> list[str]:
     """The header of a CSV file, as far as it can be read; whoever reads the rows hears what is wrong with them."""
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+    with open_text(path, errors="replace") as file:
         try:
             return next(csv.reader(file), [])
         except csv.Error:
             return []
 
 
-def read_classes(path: Path, *columns: str) -> list[dict[str, str]]:
+def read_classes(path: Place, *columns: str) -> list[dict[str, str]]:
     """The rows of a `classes.csv` that must have some columns; empty where there is no such file.
 
     Raises:
@@ -88,7 +90,7 @@ def read_classes(path: Path, *columns: str) -> list[dict[str, str]]:
     return [row for _, row in read_csv(path)]
 
 
-def class_ids(path: Path, rows: list[dict[str, str]]) -> list[int]:
+def class_ids(path: Place, rows: list[dict[str, str]]) -> list[int]:
     """The ids of a `classes.csv`: its column `id`, or else the position of each row.
 
     Raises:
@@ -104,3 +106,49 @@ def class_ids(path: Path, rows: list[dict[str, str]]) -> list[int]:
     if len(set(ids)) != len(ids):
         raise ValueError(f"{path} gives one id to two classes; give each its own")
     return ids
+
+
+def read_class_list(root: Place) -> list[tuple[int, str]]:
+    """Ids and names of a folder's `classes.csv` (id,name), by id; none where there is no such file.
+
+    Raises:
+        ValueError: the file is damaged, or gives one name to two classes.
+    """
+    path = root / CLASSES
+    rows = read_classes(path, "id", "name")
+    names = [row["name"] for row in rows]
+    if len(set(names)) != len(names):
+        raise ValueError(f"{path} gives one name to two classes, and labels are names; tell them apart")
+    return sorted(zip(class_ids(path, rows), names, strict=True))
+
+
+def class_list(labels: Iterable[str | int]) -> list[tuple[int, str]]:
+    """Classes from the labels themselves, where nothing names them: numbers stay what they are, and are their own names;
+    of other labels the distinct ones, sorted, are the classes.
+    """
+    distinct = set(labels)
+    texts = {str(label) for label in distinct}
+    if all(text.isascii() and text.isdigit() and int(text) < 2**31 and str(int(text)) == text for text in texts):
+        return sorted((int(text), text) for text in texts)
+    return list(enumerate(sorted(texts)))
+
+
+def label_ids(classes: Sequence[tuple[int, str]]) -> dict[str | int, int]:
+    """Ids by what a label may say: a number, or in text a class's name, or its number where no class is called so."""
+    numbers = dict.fromkeys(number for number, _ in classes)
+    return {number: number for number in numbers} | {str(n): n for n in numbers} | {name: number for number, name in classes}
+
+
+def class_id(label: str | int, ids: Mapping[str | int, int], place: str) -> int:
+    """The id of a class given by name or by number, from `label_ids`.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    try:
+        return ids[label]
+    except KeyError:
+        texts = [name for name in ids if isinstance(name, str)]
+        names = [name for name in texts if name != str(ids[name])] or texts
+        known = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
+        raise ValueError(f"{place} has the label {label!r}; the classes are {known}") from None

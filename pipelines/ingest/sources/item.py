@@ -9,14 +9,14 @@ To add a kind of source: one more file here with a class like this, and one more
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 
 from sightline.pipelines.corpus.schema import FILTER
+from sightline.pipelines.ingest.sources.place import Place
 
 # An item as a plan freezes it. `image` and `mask` are references that the source's `read` understands.
 ITEM_SCHEMA = pa.schema(
@@ -30,6 +30,7 @@ ITEM_SCHEMA = pa.schema(
         pa.field("mask_nbytes", pa.int64()),
         pa.field("extra", pa.string(), nullable=False),
         pa.field("verdict", pa.struct([("stage", pa.string()), ("code", pa.string()), ("message", pa.string())])),
+        pa.field("block", pa.string()),
     ]
 )
 
@@ -54,6 +55,9 @@ class Item:
         captions, labels, extra: as in a row.
         mask, mask_nbytes: likewise for the label map; None where there is none.
         verdict: None for an item that can be read.
+        block: the container that holds the bytes (a tar, a row group), where opening one is dear; the items of a block lie
+            together in the plan, so that a shard opens few. Opaque, and names its container's state where that is known, so
+            that a changed container makes another plan. None: the item is a file of its own.
     """
 
     key: str
@@ -65,6 +69,7 @@ class Item:
     mask_nbytes: int | None = None
     extra: str = "{}"
     verdict: Verdict | None = None
+    block: str | None = None
 
     def to_row(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,6 +78,25 @@ class Item:
     def from_row(cls, row: dict[str, Any]) -> Item:
         verdict = None if row["verdict"] is None else Verdict(**row["verdict"])
         return cls(**{**row, "captions": tuple(row["captions"]), "labels": tuple(row["labels"]), "verdict": verdict})
+
+
+def wrong(code: str, message: str) -> Verdict:
+    """The verdict on what the listing alone shows to be an error."""
+    return Verdict("list", code, message)
+
+
+def distinct(items: Iterable[tuple[str, Item]]) -> Iterator[Item]:
+    """Items, each given with its place.
+
+    Raises:
+        ValueError: a key occurs twice; the message names both places.
+    """
+    places: dict[str, str] = {}
+    for place, item in items:
+        if item.key in places:
+            raise ValueError(f"the key {item.key!r} occurs twice, in {places[item.key]} and in {place}; give each image its own")
+        places[item.key] = place
+        yield item
 
 
 def filtered(code: str, message: str) -> Verdict:
@@ -87,12 +111,12 @@ class Source(Protocol):
     layout: ClassVar[str]
 
     @classmethod
-    def found(cls, path: Path) -> bool:
+    def found(cls, path: Place) -> bool:
         """Whether the place looks like this kind."""
         ...
 
     @classmethod
-    def open(cls, path: Path) -> Source:
+    def open(cls, path: Place) -> Source:
         """The source at a place.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Tables of text on disk: CSV, JSON lines and Parquet, read row by row with the place of each row for messages.
+"""Tables of text: CSV, JSON lines and Parquet, read row by row with the place of each row for messages.
 
 CSV values are the text that stands in the file; JSON and Parquet values are what they are there.
 """
@@ -7,29 +7,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sightline.pipelines.ingest.sources.files import csv_columns, read_csv
+from sightline.pipelines.ingest.sources.place import Place, open_file
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 
-def is_table(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+def is_table(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
 
 
-def columns(path: Path) -> list[str]:
+def columns(path: Place) -> list[str]:
     """A table's columns (of JSON lines: the first line's keys); none where it cannot be read."""
     suffix = path.suffix.lower()
     if suffix == ".csv":
         return csv_columns(path)
     if suffix == ".parquet":
         try:
-            with path.open("rb") as file:
+            with open_file(path.parent, path.name) as file:
                 return list(pq.read_schema(file).names)
         except pa.ArrowInvalid:
             return []
@@ -39,7 +39,16 @@ def columns(path: Path) -> list[str]:
         return []
 
 
-def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def is_text(path: Place, column: str) -> bool:
+    """Whether a table's column holds text, as all do but a Parquet file's columns of bytes or structs."""
+    if not path.name.lower().endswith(".parquet"):
+        return True
+    with open_file(path.parent, path.name) as file:
+        kind = pq.read_schema(file).field(column).type
+    return not (pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def rows(path: Place) -> Iterator[tuple[str, dict[str, Any]]]:
     """A table's rows, each with its place (`captions.csv line 3`).
 
     Raises:
@@ -54,9 +63,9 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from read_json_lines(path)
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_json_lines(path: Place) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a file with one JSON object a line."""
-    with path.open("rb") as file:
+    with open_file(path.parent, path.name) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -69,11 +78,11 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{path.name} line {number}", row
 
 
-def read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_parquet(path: Place) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a Parquet file, a batch at a time."""
     number = 0
     try:
-        with path.open("rb") as file:
+        with open_file(path.parent, path.name) as file:
             for batch in pq.ParquetFile(file).iter_batches():
                 for row in batch.to_pylist():
                     number += 1

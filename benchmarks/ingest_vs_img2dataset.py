@@ -1,0 +1,218 @@
+"""`sightline ingest` against img2dataset and against the machine: photos to a shorter side of 256 pixels, as JPEG.
+
+    python -m benchmarks.ingest_vs_img2dataset PHOTOS [--files 16000] [--runs 3] [--workers 2]
+
+PHOTOS is a folder of JPEGs; they are repeated (as links) up to the number of files. The ceiling is a bare loop on as many
+processes, reading, decoding, resizing and encoding, and writing nothing. img2dataset reads `file://` addresses, then the same files
+from an HTTP server on this machine, which shares its cores. Runs take turns; the table has medians. img2dataset lives in
+an environment of its own, made from peers.txt on the first run. The result goes into BENCHMARKS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+
+from benchmarks.report import environment, table, write_section
+
+SIDE, QUALITY = 256, 90
+PEERS = Path(sys.prefix) / "peers"
+REQUIREMENTS = Path(__file__).resolve().with_name("peers.txt")
+TITLE = "Ingest with resize, against img2dataset"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--files", type=int, default=16_000)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    given = parser.parse_args()
+    img2dataset = peer_environment()
+    with tempfile.TemporaryDirectory() as name, http_server(Path(name) / "photos") as address:
+        work = Path(name)
+        files = repeat(given.photos, work / "photos", given.files)
+        captions(work / "photos" / "captions.csv", "image", [file.name for file in files])
+        captions(work / "files.csv", "url", [file.as_uri() for file in files])
+        captions(work / "http.csv", "url", [f"{address}/{file.name}" for file in files])
+        contestants: dict[str, Callable[[int], tuple[float, float]]] = {
+            "ceiling: bare loop": lambda run: ceiling(files, given.workers),
+            "sightline ingest": lambda run: ours(work / "photos", work / f"ours-{run}", len(files), given.workers),
+            "img2dataset, file://": lambda run: peer(
+                img2dataset, work / "files.csv", work / f"file-{run}", len(files), given.workers
+            ),
+            "img2dataset, HTTP on loopback": lambda run: peer(
+                img2dataset, work / "http.csv", work / f"http-{run}", len(files), given.workers
+            ),
+        }
+        times: dict[str, list[tuple[float, float]]] = {contestant: [] for contestant in contestants}
+        for run in range(given.runs):
+            for contestant, measure in contestants.items():
+                times[contestant].append(measure(run))
+                print(f"run {run}: {contestant}: {times[contestant][-1]}", file=sys.stderr, flush=True)
+    report(times, given.files, given.runs, given.workers)
+
+
+def repeat(photos: Path, folder: Path, count: int) -> list[Path]:
+    """As many JPEGs as asked for; a photo that comes again is a link to itself."""
+    originals = sorted(path for path in photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    if not originals:
+        raise SystemExit(f"{photos} has no .jpg files; name a folder of photos")
+    files = [folder / f"{i:07d}.jpg" for i in range(count)]
+    for i, file in enumerate(files):
+        first = files[i % len(originals)]
+        if first is file:
+            file.write_bytes(originals[i].read_bytes())
+        else:
+            file.hardlink_to(first)
+    return files
+
+
+def captions(path: Path, column: str, values: list[str]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([column, "caption"])
+        writer.writerows([value, f"photo {i}"] for i, value in enumerate(values))
+
+
+# --- the contestants: each gives (seconds of work, seconds of the whole command)
+
+
+def ceiling(files: list[Path], workers: int) -> tuple[float, float]:
+    begun = time.perf_counter()
+    with get_context("spawn").Pool(workers, one_thread) as pool:
+        pool.map(convert, files[:workers], chunksize=1)  # imports are not work
+        ready = time.perf_counter()
+        for _ in pool.imap_unordered(convert, files, chunksize=64):
+            pass
+        done = time.perf_counter()
+    return done - ready, time.perf_counter() - begun
+
+
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def convert(path: Path) -> int:
+    import simplejpeg
+
+    from sightline.models.preprocess import resample, to_CHW
+
+    image = to_CHW(simplejpeg.decode_jpeg(path.read_bytes(), colorspace="RGB"))
+    height, width = image.shape[-2:]
+    scale = min(1.0, SIDE / min(height, width))
+    pixels = resample(image, round(height * scale), round(width * scale)).permute(1, 2, 0).contiguous().numpy()
+    return len(simplejpeg.encode_jpeg(pixels, quality=QUALITY, colorspace="RGB", colorsubsampling="420"))
+
+
+def ours(photos: Path, dest: Path, count: int, workers: int) -> tuple[float, float]:
+    options = ["--resize", f"shortest={SIDE}", "--encode", f"jpeg:{QUALITY}", "--cpus", str(workers), "--json"]
+    command = [sys.executable, "-m", "sightline", "ingest", str(photos / "captions.csv"), str(dest), *options]
+    begun = time.perf_counter()
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    whole = time.perf_counter() - begun
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["kept"] == count, result
+    return count / result["images_per_s"], whole
+
+
+def peer(img2dataset: Path, table: Path, dest: Path, count: int, workers: int) -> tuple[float, float]:
+    options = {
+        "url_list": table,
+        "input_format": "csv",
+        "url_col": "url",
+        "caption_col": "caption",
+        "output_folder": dest,
+        "output_format": "webdataset",
+        "image_size": SIDE,
+        "resize_mode": "keep_ratio",
+        "resize_only_if_bigger": True,
+        "encode_quality": QUALITY,
+        "processes_count": workers,
+        "thread_count": 16,
+        "number_sample_per_shard": max(1, min(1_000, count // workers)),
+    }
+    begun = time.perf_counter()
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    subprocess.run(
+        [img2dataset, *flags], check=True, stdout=subprocess.DEVNULL, env={**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
+    )
+    whole = time.perf_counter() - begun
+    stats = [json.loads(path.read_text()) for path in dest.glob("*_stats.json")]
+    assert sum(stat["successes"] for stat in stats) == count, stats
+    begins, ends = [stat["start_time"] for stat in stats], [stat["end_time"] for stat in stats]
+    return max(ends) - min(begins), whole
+
+
+def peer_environment() -> Path:
+    """The img2dataset command of the environment beside ours, made if it is not there."""
+    command = PEERS / "bin" / "img2dataset"
+    if not command.exists():
+        venv.create(PEERS, with_pip=True, clear=True)
+        pip = [PEERS / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "--requirement", REQUIREMENTS], check=True, stdout=sys.stderr)
+    return command
+
+
+@contextmanager
+def http_server(folder: Path) -> Iterator[str]:
+    """A static server for a folder, in a process of its own; its address."""
+    folder.mkdir()
+    server = subprocess.Popen([sys.executable, "-c", SERVER, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    try:
+        yield server.stdout.readline().strip()
+    finally:
+        server.terminate()
+        server.wait()
+
+
+SERVER = """
+import socket, sys
+from aiohttp import web
+listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
+print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
+app = web.Application()
+app.router.add_static("/", sys.argv[1])
+web.run_app(app, sock=listening, print=None, access_log=None)
+"""
+
+
+def report(times: dict[str, list[tuple[float, float]]], files: int, runs: int, workers: int) -> None:
+    work = {name: files / median(seconds for seconds, _ in measured) for name, measured in times.items()}
+    whole = {name: files / median(seconds for _, seconds in measured) for name, measured in times.items()}
+    best, us = work["ceiling: bare loop"], "sightline ingest"
+    lines = [
+        (name, f"{work[name]:,.0f}", f"{work[name] / best:.2f}", f"{whole[name]:,.0f}", f"{whole[us] / whole[name]:.2f}")
+        for name in times
+    ]
+    pins = [line for line in REQUIREMENTS.read_text().splitlines() if line.startswith(("img2dataset", "opencv"))]
+    versions = f"{environment('sightline', 'ray', 'torch', 'simplejpeg', 'pyarrow')}; {', '.join(pins)}"
+    body = f"""`python -m benchmarks.ingest_vs_img2dataset PHOTOS`: {files:,} JPEG files to a shorter side of {SIDE} pixels, quality
+{QUALITY}, {workers} processes, medians of {runs} runs that took turns; {versions}. "Work" leaves out the start of processes
+(of img2dataset: it is from its first shard's beginning to its last one's end); "command" is all that a person waits for.
+img2dataset scales down by area, which is cheaper than the antialiased bicubic kernel of the other two.
+
+"""
+    header = ("", "work, images/s", "of the ceiling", "command, images/s", "Sightline's command is faster by")
+    text = body + table(header, lines)
+    print(text)
+    write_section(TITLE, text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""A corpus in a format that others read, with nothing lost: ingesting an export gives the same rows.
+
+Files are made locally and published whole, and `export.json`, which names the corpus and counts the files, comes last: an export
+without it was interrupted. Rows keep their order within a split, and each split its files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.corpus.schema import Row
+from sightline.pipelines.corpus.store import STAGING, LocalStore, Store, open_store
+from sightline.pipelines.export import parquet, webdataset
+from sightline.pipelines.export.folder import write_folder
+from sightline.pipelines.export.sample import Classes, class_names, classes_csv
+
+TARGETS = ("webdataset", "parquet", "folder")
+ROWS_PER_FILE = 8_192
+REPORT, CLASSES = "export.json", "classes.csv"
+UNSPLIT = "data"  # what files of rows without a split are called
+Rows = NDArray[np.int64]
+Progress = Callable[[int, int], None]
+WRITERS: dict[str, Callable[[Path, Iterable[tuple[int, Row]], Classes], None]] = {
+    "webdataset": webdataset.write_part,
+    "parquet": parquet.write_part,
+}
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export wrote: the corpus' root, the split (None: all), and how many rows and files."""
+
+    corpus_root: str
+    to: str
+    split: str | None
+    rows: int
+    files: int
+
+
+def export(
+    corpus: Corpus,
+    dest: str,
+    to: str,
+    *,
+    split: str | None = None,
+    rows_per_file: int = ROWS_PER_FILE,
+    progress: Progress = lambda done, total: None,
+) -> ExportReport:
+    """Write a corpus, or one split of it, to an empty place: a folder, or any URL that fsspec knows.
+
+    Args:
+        to: `webdataset`, `parquet` or `folder`.
+        rows_per_file: of the tar and Parquet files.
+        progress: called with the rows that are written, and all.
+
+    Raises:
+        ValueError: no such target or split, or rows that the target cannot hold.
+        FileExistsError: there is something at the destination.
+    """
+    if to not in TARGETS:
+        raise ValueError(f"there is no target {to!r}; choose from {', '.join(TARGETS)}")
+    if rows_per_file < 1:
+        raise ValueError(f"{rows_per_file} rows a file is out of range; give at least 1")
+    store, chosen, classes = empty_store(corpus, dest), corpus.select(split), class_names(corpus)
+    counted = count(progress, len(chosen))
+    if to == "folder":
+        names = write_folder(store, counted(numbered(corpus, chosen)), classes)
+    else:
+        names = []
+        for name, rows in parts(to, by_split(corpus, chosen), rows_per_file):
+            with store.temporary() as path:
+                WRITERS[to](path, counted(numbered(corpus, rows)), classes)
+                store.publish(path, name)
+            names.append(name)
+    if classes and to != "parquet":  # its schema has the names
+        store.replace(CLASSES, classes_csv(classes))
+    report = ExportReport(corpus.root, to, split, len(chosen), len(names))
+    store.replace(REPORT, (json.dumps(asdict(report), indent=1) + "\n").encode())
+    store.remove_folder(STAGING)
+    return report
+
+
+def empty_store(corpus: Corpus, dest: str) -> Store:
+    """The place to write to, which must be empty and not within the corpus."""
+    store = open_store(dest)
+    if isinstance(store, LocalStore) and store.root.resolve().is_relative_to(Path(corpus.location).resolve()):
+        raise ValueError(f"{dest} lies in the corpus {corpus.location}; give a folder outside of it")
+    if isinstance(store, LocalStore) and store.root.is_file():
+        raise FileExistsError(f"{dest} is a file; give an empty folder")
+    if found := [name for name in store.entries() if name != STAGING]:
+        raise FileExistsError(f"{dest} is not empty (it holds {', '.join(found[:3])}); give an empty place, or empty that one")
+    return store
+
+
+def numbered(corpus: Corpus, rows: Rows) -> Iterator[tuple[int, Row]]:
+    return ((int(row), corpus.row(int(row))) for row in rows)
+
+
+def count(progress: Progress, total: int) -> Callable[[Iterable[tuple[int, Row]]], Iterator[tuple[int, Row]]]:
+    """A filter that lets all rows through and reports how many they were by now."""
+    done = 0
+
+    def counted(rows: Iterable[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
+        nonlocal done
+        for item in rows:
+            yield item
+            done += 1
+            progress(done, total)
+
+    return counted
+
+
+def by_split(corpus: Corpus, chosen: Rows) -> Iterator[tuple[str, Rows]]:
+    """The chosen rows, by a file name for their split."""
+    rest = chosen
+    for split in corpus.splits:
+        of_split = corpus.select(split)
+        yield file_name(split), np.intersect1d(chosen, of_split)
+        rest = np.setdiff1d(rest, of_split)
+    yield UNSPLIT, rest
+
+
+def file_name(split: str) -> str:
+    """A split's name as part of a file's; `datasets` wants letters, digits and underscores there."""
+    if re.fullmatch(r"[A-Za-z0-9_]{1,60}", split) and split != UNSPLIT:
+        return split
+    return f"split_{hashlib.sha256(split.encode()).hexdigest()[:12]}"
+
+
+def parts(to: str, groups: Iterable[tuple[str, Rows]], rows_per_file: int) -> Iterator[tuple[str, Rows]]:
+    """The files of each group, by name."""
+    for prefix, rows in groups:
+        pieces: Sequence[Rows] = [rows[start : start + rows_per_file] for start in range(0, len(rows), rows_per_file)]
+        for i, piece in enumerate(pieces):
+            yield (f"{prefix}-{i:06d}.tar" if to == "webdataset" else f"data/{prefix}-{i:05d}-of-{len(pieces):05d}.parquet"), piece

@@ -1,0 +1,46 @@
+"""What the targets share: file names that are safe everywhere, and the names of classes.
+
+A key may be any text (slashes, NUL, `..`, ten thousand characters), so a file's name holds the row's number, which is unique and
+sorts, and then what is harmless of the key, for people; the key itself stands in the metadata.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+
+import pyarrow.compute as pc
+
+from sightline.pipelines.corpus.reader import Corpus
+
+Classes = dict[int, str]
+SLUG_LENGTH = 60
+EXTENSIONS = {"jpeg": "jpg", "jpeg2000": "jp2", "tiff": "tif"}  # where a format's name is not its files' usual ending
+
+
+def stem(number: int, key: str) -> str:
+    """A file's name without its ending: no dot in it, since WebDataset ends a sample's key at the first."""
+    slug = re.sub(r"[^A-Za-z0-9_]+", "-", key.rpartition(".")[0] or key)[:SLUG_LENGTH].strip("-")
+    return f"{number:09d}-{slug}" if slug else f"{number:09d}"
+
+
+def extension(format: str) -> str:
+    return EXTENSIONS.get(format, format)
+
+
+def class_names(corpus: Corpus) -> Classes:
+    """A name of its own for every id that the corpus names or uses; unnamed ids, and namesakes, get their number into it."""
+    used = pc.unique(pc.list_flatten(corpus.sidecar(["labels"]).column("labels"))).to_pylist()
+    names = dict.fromkeys(used, "") | {entry["id"]: entry["name"] for entry in corpus.manifest.classes}
+    often = Counter(names.values())
+    return {i: name if name and often[name] == 1 else f"{name or 'class'} {i}" for i, name in sorted(names.items())}
+
+
+def classes_csv(classes: Classes) -> bytes:
+    """The table `id,name`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([("id", "name"), *classes.items()])
+    return text.getvalue().encode()

@@ -1,0 +1,93 @@
+"""Killing real processes of a real `sightline ingest` at a chosen moment, and finishing it by the same command."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+DEADLINE_S = 120
+VICTIMS = ("driver", "worker", "raylet")
+
+
+@dataclass(frozen=True)
+class Killed:
+    """What a kill left behind, and what the same command made of it.
+
+    Attributes:
+        done: shards that were done when the victim died.
+        kept: of these, how many were not written again.
+        survived: the run went on by itself (Ray replaces a worker).
+        root: of the finished corpus.
+    """
+
+    done: int
+    kept: int
+    survived: bool
+    root: str
+
+
+def command(source: Path, corpus: Path, options: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "sightline", "ingest", str(source), str(corpus), "--json", *options]
+
+
+def done_shards(corpus: Path) -> list[Path]:
+    return sorted((corpus / "_staging").rglob("shard-*.json"))
+
+
+def victims_of(driver: int, victim: str) -> list[psutil.Process]:
+    """The processes that a kill may hit; a worker of Ray shows its task in its title."""
+    if victim == "driver":
+        return [psutil.Process(driver)]
+    found = []
+    for process in psutil.Process(driver).children(recursive=True):
+        try:
+            name = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if ("/raylet" in name.split(" ")[0]) if victim == "raylet" else name.startswith("ray::Map"):
+            found.append(process)
+    return found
+
+
+def kill_and_finish(
+    source: Path, corpus: Path, victim: str, after: int, environment: Mapping[str, str], options: Sequence[str] = ()
+) -> Killed:
+    """Begin an ingest, kill `victim` (of `VICTIMS`) once `after` shards are done, and run the command again if need be."""
+    environment, verb = dict(environment), command(source, corpus, options)
+    run = subprocess.Popen(verb, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    wait_for(lambda: len(done_shards(corpus)) >= after, run)
+    done = done_shards(corpus)
+    data = {path: path.stat().st_mtime_ns for path in (corpus / "data").rglob("*.arrow")}
+    finished = {json.loads(path.read_text())["file"] for path in done}
+    wait_for(lambda: bool(victims_of(run.pid, victim)), run)
+    targets = victims_of(run.pid, victim)
+    children = psutil.Process(run.pid).children(recursive=True)
+    for process in targets[:1] if victim == "worker" else targets:
+        process.send_signal(signal.SIGKILL)
+    output, _ = run.communicate(timeout=DEADLINE_S)
+    for process in psutil.wait_procs(children, timeout=DEADLINE_S)[1]:
+        process.kill()
+    survived = run.returncode == 0
+    if not survived:
+        again = subprocess.run(verb, env=environment, capture_output=True, timeout=DEADLINE_S)
+        assert again.returncode == 0, again.stderr.decode()
+        output = again.stdout
+    kept = sum(data.get(corpus / name) == (corpus / name).stat().st_mtime_ns for name in finished)
+    return Killed(len(finished), kept, survived, json.loads(output.splitlines()[-1])["root"])
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    """Until the condition holds; the process must neither end before nor take longer than the deadline."""
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert process.poll() is None, f"the process ended too early: {process.stderr.read().decode() if process.stderr else ''}"
+        assert time.monotonic() < end, "the condition never came true"
+        time.sleep(0.01)
