@@ -47,8 +47,8 @@ class ShardRecord:
         file: the Arrow file's name.
         bytes, sha256: of that file.
         content, fingerprint: digests of its rows (hex).
-        sidecar, sidecar_bytes: the Parquet file without the images' bytes.
-        errors, errors_bytes: the rejected inputs; None and 0 where there are none.
+        sidecar, sidecar_bytes, sidecar_sha256: the Parquet file without the images' bytes.
+        errors, errors_bytes, errors_sha256: the rejected inputs; None, 0 and None where there are none.
     """
 
     plan: str
@@ -64,8 +64,10 @@ class ShardRecord:
     fingerprint: str
     sidecar: str
     sidecar_bytes: int
+    sidecar_sha256: str
     errors: str | None
     errors_bytes: int
+    errors_sha256: str | None
     forgotten: int = 0
 
     @classmethod
@@ -117,9 +119,10 @@ def write_files(store: Store, plan: str, index: int, outcomes: Iterable[Row | Re
         nbytes, sha256 = temporary.stat().st_size, file_sha256(temporary)
         name = f"{plan}/shard-{index:06d}-{sha256[:12]}"
         store.publish(temporary, f"data/{name}.arrow")
-    sidecar_bytes = write_parquet(store, f"meta/{name}.parquet", sidecar, SIDECAR_SCHEMA)
+    sidecar_bytes, sidecar_sha256 = write_parquet(store, f"meta/{name}.parquet", sidecar, SIDECAR_SCHEMA)
     errors = f"errors/{name}.parquet" if rejected else None
-    errors_bytes = write_parquet(store, errors, [vars(item) for item in rejected], ERRORS_SCHEMA) if errors else 0
+    reasons = [vars(item) for item in rejected]
+    errors_bytes, errors_sha256 = write_parquet(store, errors, reasons, ERRORS_SCHEMA) if errors else (0, None)
     return ShardRecord(
         plan=plan,
         index=index,
@@ -134,8 +137,10 @@ def write_files(store: Store, plan: str, index: int, outcomes: Iterable[Row | Re
         fingerprint=fingerprint_hex(fingerprint(digests)),
         sidecar=f"meta/{name}.parquet",
         sidecar_bytes=sidecar_bytes,
+        sidecar_sha256=sidecar_sha256,
         errors=errors,
         errors_bytes=errors_bytes,
+        errors_sha256=errors_sha256,
         forgotten=forgotten,
     )
 
@@ -174,14 +179,14 @@ def sidecar_row(position: int, row: Row) -> dict[str, Any]:
     }
 
 
-def write_parquet(store: Store, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> int:
-    """Write a small table and return its size in bytes."""
+def write_parquet(store: Store, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> tuple[int, str]:
+    """Write a small table; its size in bytes and its sha256. (These differ between versions of Parquet: no root has them.)"""
     with store.temporary() as temporary:
         with temporary.open("wb") as file:
             pq.write_table(pa.Table.from_pylist(rows, schema=schema), file, compression="zstd")
-        nbytes = temporary.stat().st_size
+        facts = temporary.stat().st_size, file_sha256(temporary)
         store.publish(temporary, name)
-    return nbytes
+    return facts
 
 
 def file_sha256(path: Path) -> str:

@@ -211,8 +211,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, derandomize=True)
 @given(data=st.data())
-def test_any_flipped_byte_under_data_and_manifests_is_found(small: Path, data: st.DataObject) -> None:
-    files = sorted(path for folder in ("data", "manifests") for path in (small / folder).rglob("*") if path.is_file())
+def test_any_flipped_byte_of_a_shard_or_manifest_is_found(small: Path, data: st.DataObject) -> None:
+    files = sorted(
+        path for folder in ("data", "meta", "errors", "manifests") for path in (small / folder).rglob("*") if path.is_file()
+    )
     path = data.draw(st.sampled_from(files))
     before = path.read_bytes()
     position, mask = data.draw(st.integers(0, len(before) - 1)), data.draw(st.integers(1, 255))
