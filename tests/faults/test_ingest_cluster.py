@@ -15,7 +15,7 @@ from tests.faults.test_ingest_faults import pictures
 
 # A process of its own: a process speaks to one cluster, and this one to the session's.
 THREE_RAYLETS = """
-import json, sys
+import json, os, signal, sys
 import ray
 from ray.cluster_utils import Cluster
 from sightline.pipelines.ingest.job import ingest
@@ -24,17 +24,20 @@ from sightline.pipelines.ingest.report import IngestOptions
 source, whole, maimed = sys.argv[1:]
 agent = {"dashboard_agent_listen_port": 0}
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **agent})
+ray.init(address=cluster.address, log_to_driver=False)  # now: a driver may attach to any raylet of its machine, and dies with it
 machines = [cluster.add_node(num_cpus=1, **agent) for _ in range(2)]
-ray.init(address=cluster.address, log_to_driver=False)
+cluster.wait_for_nodes()
 options = IngestOptions(shard_rows=6)
 nodes = sum(node["Alive"] for node in ray.nodes())
 root = ingest(source, whole, options).root
 
 def lose_one(now):
-    if now.shards >= 3 and machines:
-        cluster.remove_node(machines.pop(), allow_graceful=False)
+    if now.shards >= 3 and len(machines) == 2:
+        os.kill(machines.pop().all_processes["raylet"][0].process.pid, signal.SIGKILL)
 
 print(json.dumps({"nodes": nodes, "roots": [root, ingest(source, maimed, options, lose_one).root], "left": len(machines)}))
+ray.shutdown()  # before the cluster's own end, which would take the driver along
+cluster.shutdown()
 """
 
 
