@@ -4,8 +4,8 @@
 
 open_clip's trainer takes (image, caption) rows from a CSV file, ours takes images whose captions take turns; both see
 the same number of pairs. Recall@10 on the test split is computed for both by our evaluation, open_clip's through its
-weights as a local folder. The result goes into BENCHMARKS.md with versions and the machine. Needs the
-extra: pip install -e '.[dev]'.
+weights as a local folder. The result goes into BENCHMARKS.md with versions and the machine; the runs are kept
+in a file beside this one, so that an interrupted benchmark goes on. Needs the extra: pip install -e '.[dev]'.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -32,7 +34,9 @@ from sightline.pipelines.train.spec import RunSpec
 from sightline.recipes import find_recipe
 
 EPOCHS = 4
-SEEDS = (0, 1, 2)
+SEEDS = range(6)
+RUNS = Path(__file__).with_suffix(".jsonl")
+PACKAGES = ("torch", "open_clip_torch", "ray")
 METRICS = ("image_to_text_recall@10", "text_to_image_recall@10")
 
 
@@ -41,14 +45,23 @@ def main(corpus_path: str) -> None:
     spec = find_recipe("clip_small")
     pairs = sum(len(corpus.captions(int(row))) for row in corpus.select("train"))
     steps = EPOCHS * (pairs // spec.global_batch)  # open_clip drops the rest of an epoch
-    ours, peer = [], []
-    for seed in SEEDS:
+    setting = {"corpus": corpus.root, "steps": steps, **{name: version(name) for name in PACKAGES}}
+    for seed in sorted(set(SEEDS) - set(finished(setting))):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            peer.append(evaluate(load_model(str(train_peer(corpus, spec, seed, folder))), corpus).metrics)
-            ours.append(evaluate(load_model(str(train_ours(corpus_path, steps, seed, folder))), corpus).metrics)
-        print(f"seed {seed}", *({name: run[-1][name] for name in METRICS} for run in (ours, peer)), file=sys.stderr, flush=True)
-    report(corpus, spec, steps, ours, peer)
+            peer = evaluate(load_model(str(train_peer(corpus, spec, seed, folder))), corpus).metrics
+            ours = evaluate(load_model(str(train_ours(corpus_path, steps, seed, folder))), corpus).metrics
+        scores = {who: {name: run[name] for name in METRICS} for who, run in (("ours", ours), ("peer", peer))}
+        with RUNS.open("a") as file:
+            file.write(json.dumps({**setting, "seed": seed, **scores}) + "\n")
+    runs = [finished(setting)[seed] for seed in SEEDS]
+    report(corpus, spec, steps, [run["ours"] for run in runs], [run["peer"] for run in runs])
+
+
+def finished(setting: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """The runs of the same setting, by seed: a pair of runs takes ten minutes, so each is kept."""
+    lines = [json.loads(line) for line in RUNS.read_text().splitlines()] if RUNS.exists() else []
+    return {line["seed"]: line for line in lines if {name: line[name] for name in setting} == setting}
 
 
 def train_ours(corpus: str, steps: int, seed: int, folder: Path) -> Path:
@@ -127,14 +140,14 @@ def train_peer(corpus: Corpus, spec: RunSpec, seed: int, folder: Path) -> Path:
 def report(corpus: Corpus, spec: RunSpec, steps: int, ours: list[dict[str, float]], peer: list[dict[str, float]]) -> None:
     seeds = ", ".join(map(str, SEEDS))
     what = (
-        f"{steps} steps of {spec.global_batch} pairs, corpus root `{corpus.root[:12]}`, {int(ours[0]['images'])} test images; "
-        f"means over the seeds {seeds} (each in brackets)"
+        f"{steps} steps of {spec.global_batch} pairs, corpus root `{corpus.root[:12]}`, {len(corpus.select('test'))} test images; "
+        f"means over the seeds {seeds} with their standard errors (each in brackets)"
     )
     section(
         "clip_small against open_clip's trainer",
         "python -m benchmarks.clip_small_vs_open_clip CORPUS",
         what,
-        ("torch", "open_clip_torch", "ray"),
+        PACKAGES,
         ("metric", "Sightline", "open_clip", "ratio"),
         [(name, cell(ours, name), cell(peer, name), f"{mean_of(ours, name) / mean_of(peer, name):.2f}") for name in METRICS],
     )
@@ -145,7 +158,10 @@ def mean_of(runs: list[dict[str, float]], name: str) -> float:
 
 
 def cell(runs: list[dict[str, float]], name: str) -> str:
-    return f"{mean_of(runs, name):.3f} ({', '.join(f'{run[name]:.3f}' for run in runs)})"
+    """The mean over seeds, its standard error, and each."""
+    values = [run[name] for run in runs]
+    error = stdev(values) / len(values) ** 0.5
+    return f"{mean(values):.3f} ± {error:.3f} ({', '.join(f'{value:.3f}' for value in values)})"
 
 
 if __name__ == "__main__":

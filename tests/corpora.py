@@ -28,6 +28,5 @@ def ingest_alone(source: str | Path, dest: Place, options: IngestOptions | None 
 def finish_alone(prepared: Prepared) -> IngestReport:
     store, plan = prepared.store, prepared.plan
     records = {i: build_shard(store, plan, prepared.source, i) for i in range(plan.shards)}
-    facts = {"source": prepared.location}
-    manifest = commit_plan(store, plan, records, prepared.classes, facts, change=prepared.change, retried=prepared.retried)
-    return IngestReport.of(manifest)
+    how = {"source": prepared.location, "change": prepared.change, "retried": prepared.retried, "onto": prepared.onto}
+    return IngestReport.of(commit_plan(store, plan, records, prepared.classes, {}, **how))

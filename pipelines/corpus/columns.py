@@ -24,8 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
-from sightline.pipelines.corpus.manifest import read_shards
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.schema import SIDECAR_SCHEMA, canonical_json
 from sightline.pipelines.corpus.shards import ShardRecord
@@ -111,10 +111,9 @@ def info_parts(corpus: Corpus, info: ColumnInfo) -> list[Part]:
 
 
 def _parts(corpus: Corpus, name: str, key: str, per_row: bool) -> list[Part]:
-    shards = read_shards(open_store(corpus.location), corpus.manifest.pages)
-    starts = [0, *accumulate(shard.rows for shard in shards)]
+    starts = [0, *accumulate(shard.rows for shard in corpus.shards)]
     found = []
-    for index, shard in enumerate(shards):
+    for index, shard in enumerate(corpus.shards):
         # Named by content, a per-row value follows its shard into other generations; other rules see the place of a row too.
         stem = shard.file.removeprefix("data/").removesuffix(".arrow") if per_row else f"{index:06d}"
         found.append(Part(index, shard, starts[index], starts[index + 1], f"{FOLDER}/{name}/{key}/{stem}.parquet"))
@@ -179,10 +178,10 @@ def column_info(corpus: Corpus, name: str) -> ColumnInfo:
     """What a finished column is.
 
     Raises:
-        ValueError: there is no such column.
+        ValueError: there is no such column, or its description is damaged.
     """
     try:
-        return ColumnInfo(**json.loads(open_store(corpus.location).read(_info_name(name))))
+        return _decode(corpus, name, open_store(corpus.location).read(_info_name(name)))
     except FileNotFoundError:
         have = ", ".join(info.name for info in columns(corpus)) or "none"
         raise ValueError(
@@ -191,10 +190,25 @@ def column_info(corpus: Corpus, name: str) -> ColumnInfo:
 
 
 def columns(corpus: Corpus) -> list[ColumnInfo]:
-    """All finished columns, by name; some may be of other rows (`read_column` says so)."""
+    """All finished columns, by name; some may be of other rows (`read_column` says so).
+
+    Raises:
+        ValueError: the description of one is damaged.
+    """
     store = open_store(corpus.location)
-    names = [_info_name(name) for name in store.folders(FOLDER)]
-    return [ColumnInfo(**json.loads(data)) for data in store.read_all([name for name in names if store.size(name) is not None])]
+    names = [name for name in store.folders(FOLDER) if NAME.fullmatch(name) and store.size(_info_name(name)) is not None]
+    data = store.read_all([_info_name(name) for name in names])
+    return [_decode(corpus, name, each) for name, each in zip(names, data, strict=True)]
+
+
+def _decode(corpus: Corpus, name: str, data: bytes) -> ColumnInfo:
+    try:
+        info = TypeAdapter(ColumnInfo).validate_json(data, strict=True)
+    except ValueError:
+        info = None
+    if info is None or info.name != name:  # files are found by the name that it says
+        raise ValueError(f"{corpus.location}/{_info_name(name)} is damaged; remove the folder, and make the column again")
+    return info
 
 
 def read_column(corpus: Corpus, name: str) -> pa.ChunkedArray:

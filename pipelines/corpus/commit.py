@@ -2,7 +2,7 @@
 
 Before that, every named file must have its size, and in each shard rows + rejected + forgotten must equal the plan's
 rows: what runs the shards may drop some silently, this does not. Creating a generation lets one of several writers
-win; whoever loses makes its change again on top of the winner's, so a change is a function of its parent.
+win; whoever loses makes its change again on top of the winner's, or refuses if it was planned on what was there before.
 """
 
 from __future__ import annotations
@@ -122,26 +122,32 @@ def commit_plan(
     classes: Sequence[tuple[int, str]],
     environment: Mapping[str, Any],
     *,
+    source: str = "",
     change: str = "ingest",
     retried: Mapping[str, int] | None = None,
+    onto: int | None = None,
 ) -> Manifest:
-    """Make a plan's shards the corpus's first generation, or its next one (`append`, `retry`).
+    """Make a plan's shards the corpus's first generation, or the one after `onto` (`append`, `retry`).
 
     Raises:
-        FileExistsError: somebody else committed another corpus there meanwhile.
+        FileExistsError: somebody else committed there meanwhile, and the plan does not know of it.
         AssertionError: shards, rows or files were lost; nothing was committed.
     """
     check_conservation(store, plan, records)
     pages = write_pages(store, [records[index] for index in range(plan.shards)])
-    facts = PlanFacts(plan.plan_id, plan.input_digest, plan.config_digest, plan.rows)
+    facts = PlanFacts(plan.plan_id, plan.input_digest, plan.config_digest, plan.rows, source)
 
     def add(parent: Manifest | None) -> Draft | None:
         if parent is None:
             return Draft("ingest", pages, [facts], classes, {})
-        if facts in parent.plans:
+        if plan.plan_id in parent.plan_ids:
             return None  # a twin of this ingest was here, or this one died right after its commit
         if change == "ingest":
             raise FileExistsError(f"{store.location} holds another corpus by now; ingest into a fresh folder")
+        if parent.generation != onto:  # what is new, rejected or forgotten is another matter now
+            raise FileExistsError(
+                f"{store.location} got generation {parent.generation} meanwhile; the same command again goes on from it"
+            )
         return Draft(
             change,
             [*parent.pages, *pages],

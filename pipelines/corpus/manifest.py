@@ -8,16 +8,20 @@ that is late with the copy takes nothing back. A manifest lists pages, and pages
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from sightline.pipelines.corpus.schema import FORMAT
 from sightline.pipelines.corpus.shards import ShardRecord
-from sightline.pipelines.corpus.store import STAGING, Store
+from sightline.pipelines.corpus.store import STAGING, Store, within
 
 CURRENT = "manifest.json"
 PAGE_SHARDS = 1_024
+HEX64, PAGE_FILE = re.compile("[0-9a-f]{64}"), re.compile(r"manifests/pages/[0-9a-f]{12}\.json")
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,13 @@ class Page:
 
 @dataclass(frozen=True)
 class PlanFacts:
-    """A plan that gave rows to the corpus: its id, what it was made of, how many inputs it had."""
+    """A plan that gave rows to the corpus: its id, what it was made of, how many inputs it had, and where these were."""
 
     id: str
     input_digest: str
     config_digest: str
     rows: int
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ def decode(data: bytes, where: str) -> Manifest:
     try:
         fields = json.loads(data)
         found = fields["format"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{where} is no manifest; ingest into a fresh folder") from None
     if found != FORMAT:
         raise ValueError(
@@ -108,9 +113,32 @@ def decode(data: bytes, where: str) -> Manifest:
         )
     try:
         pages, plans = [Page(**page) for page in fields["pages"]], [PlanFacts(**plan) for plan in fields["plans"]]
-        return Manifest(**{**fields, "pages": pages, "plans": plans})
-    except (KeyError, TypeError):
+        manifest = Manifest(**{**fields, "pages": pages, "plans": plans})
+        TypeAdapter(Manifest).validate_json(data, strict=True)
+        check_manifest(manifest)
+        return manifest
+    except (KeyError, TypeError, ValueError):
         raise ValueError(f"{where} is damaged, or of an unfinished version of Sightline; ingest into a fresh folder") from None
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """What the types do not say.
+
+    Raises:
+        ValueError: a digest is none, a count is negative, a page has another name, or the parent is no predecessor.
+    """
+    pages, classes = manifest.pages, manifest.classes
+    digests = [manifest.root, *(page.digest for page in pages)]
+    counts = [manifest.rows, manifest.bytes, *(count for page in pages for count in (page.shards, page.rows, page.bytes))]
+    if not (
+        all(map(HEX64.fullmatch, digests))
+        and re.fullmatch("[0-9a-f]{128}", manifest.fingerprint)
+        and min(counts) >= 0
+        and all(PAGE_FILE.fullmatch(page.file) for page in pages)
+        and all(type(entry.get("id")) is int and isinstance(entry.get("name"), str) for entry in classes)
+        and (manifest.parent is None or 0 < manifest.parent < manifest.generation)
+    ):
+        raise ValueError("damaged")
 
 
 def generation_name(generation: int) -> str:
@@ -165,7 +193,9 @@ def find_root(store: Store, root: str) -> Manifest:
         if manifest.parent is None:
             raise ValueError(f"{store.location} has root {current.root}, not {root}, and never had; name the corpus that was meant")
         name = generation_name(manifest.parent)
-        manifest = decode(store.read(name), f"{store.location}/{name}")
+        child, manifest = manifest, decode(store.read(name), f"{store.location}/{name}")
+        if manifest.generation != child.parent:  # or this might never end
+            raise ValueError(f"{store.location}/{name} is damaged; see `sightline corpus verify {store.location}`")
     if store.size(revoked_name(manifest.generation)) is not None:
         raise ValueError(
             f"root {root} of {store.location} was revoked: a purge kept the current generation only; use root {current.root}"
@@ -174,9 +204,31 @@ def find_root(store: Store, root: str) -> Manifest:
 
 
 def read_shards(store: Store, pages: Sequence[Page]) -> list[ShardRecord]:
-    """The shard records of pages, in the corpus's order."""
-    return [
-        ShardRecord.from_json(fields)
-        for data in store.read_all([page.file for page in pages])
-        for fields in json.loads(data)["shards"]
-    ]
+    """The shard records of pages, in the corpus's order.
+
+    Raises:
+        FileNotFoundError: a page is missing.
+        ValueError: a page is damaged.
+    """
+    adapter = TypeAdapter(dict[str, list[ShardRecord]])
+    records: list[ShardRecord] = []
+    for page, data in zip(pages, store.read_all([page.file for page in pages]), strict=True):
+        try:
+            listed = adapter.validate_json(data, strict=True)["shards"]
+            check_records(listed)
+        except (ValueError, KeyError):
+            raise ValueError(f"{store.location}/{page.file} is damaged; see `sightline corpus verify {store.location}`") from None
+        records += listed
+    return records
+
+
+def check_records(records: Sequence[ShardRecord]) -> None:
+    """What the types do not say: digests are such, names stay within the corpus, and counts are not negative."""
+    for one in records:
+        hashes = [one.sha256, one.content, one.sidecar_sha256, *([one.errors_sha256] if one.errors_sha256 is not None else [])]
+        if not all(map(HEX64.fullmatch, hashes)) or not re.fullmatch("[0-9a-f]{128}", one.fingerprint):
+            raise ValueError("a digest is none")
+        if min(one.rows, one.rejected, one.forgotten, one.planned, *(size for _, size in one.files())) < 0:
+            raise ValueError("a count is negative")
+        for name, _ in one.files():
+            within(name)

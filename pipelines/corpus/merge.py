@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from shutil import copyfileobj
 
+import pyarrow.parquet as pq
+
 from sightline.pipelines.corpus.commit import Draft, commit, joined_classes
 from sightline.pipelines.corpus.forget import Tombstones, read_tombstones, write_tombstones
 from sightline.pipelines.corpus.manifest import Manifest, newest, read_manifest, read_shards
@@ -50,7 +52,7 @@ def merge(dest: str, sources: Sequence[str], progress: Watch | None = None) -> M
 
     Raises:
         FileNotFoundError: one of them is no corpus.
-        ValueError: fewer than two are given, they share a plan, their classes contradict each other, or one has a row that
+        ValueError: fewer than two are given, they share a plan or a key, their classes contradict each other, or one has a row that
             another has forgotten.
         FileExistsError: the destination holds something else.
     """
@@ -114,6 +116,7 @@ def check(inputs: Sequence[Input]) -> Tombstones:
                 where = f"{owner[plan]} and {one.store.location} both have plan {plan}"
                 raise ValueError(f"{where}: the same inputs would be in twice; leave one out")
             owner[plan] = one.store.location
+    check_keys(inputs)
     united_classes(inputs)
     each = [read_tombstones(one.store, one.manifest.tombstones) for one in inputs]
     for one in inputs:
@@ -121,6 +124,25 @@ def check(inputs: Sequence[Input]) -> Tombstones:
             if gone and other is not one:
                 check_forgotten(one, other, gone)
     return Tombstones(tuple(pair for tombstones in each for pair in tombstones.sets))
+
+
+def check_keys(inputs: Sequence[Input]) -> None:
+    """No key is an input of two: what became of an input is told by its key."""
+    owner: dict[str, str] = {}
+    for one in inputs:
+        for key in keys(one):
+            if owner.setdefault(key, one.store.location) != one.store.location:
+                both = f"{owner[key]} and {one.store.location}"
+                raise ValueError(f"{both} both have an input with the key {key!r}; ingest one of them with other keys")
+
+
+def keys(one: Input) -> set[str]:
+    """The keys of all inputs of a corpus; a later plan may have taken up some again."""
+    found = set[str]()
+    for plan in one.manifest.plan_ids:
+        with one.store.open(input_name(plan)) as file:
+            found.update(pq.read_table(file, columns=["key"])["key"].to_pylist())
+    return found
 
 
 def check_forgotten(one: Input, other: Input, gone: Tombstones) -> None:

@@ -1,12 +1,13 @@
 """A corpus in an object store, through fsspec: S3, Google Cloud Storage, Hugging Face, memory.
 
 Files are made locally and put whole; a conditional put lets one of several writers win. Shards are read through a
-cache of this machine: their names say their content, so a file that lies there with the right size is the file. Listings
-are never cached, because other machines write too.
+cache of this machine, which names a file by its sha256 and takes in only what has it: corpora cannot give each other
+false bytes. Listings are never cached, because other machines write too.
 """
 
 from __future__ import annotations
 
+import re
 import tempfile
 import uuid
 from collections import defaultdict
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import fsspec
+
+from sightline.pipelines.corpus.shards import file_sha256
+from sightline.pipelines.corpus.store import within
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
@@ -40,9 +44,7 @@ class ObjectStore:
         try:
             fsspec.get_filesystem_class(protocol)
         except ImportError as error:
-            extra = EXTRAS.get(protocol)
-            remedy = f'pip install "sightline[{extra}]"' if extra else str(error)
-            raise ModuleNotFoundError(f"{url} needs a package that is not installed: {remedy}") from None
+            raise needs_package(url, error) from None
         except ValueError:
             raise ValueError(f"{url}: no file system is known for {protocol}://; give a path, s3://, gs:// or hf://") from None
         return cls(url.rstrip("/"))
@@ -63,7 +65,7 @@ class ObjectStore:
         return {"url": self.url}
 
     def _key(self, name: str) -> str:
-        return f"{self._base}/{name}"
+        return f"{self._base}/{within(name)}"
 
     def size(self, name: str) -> int | None:
         with self._plainly():
@@ -116,17 +118,23 @@ class ObjectStore:
             file: IO[bytes] = self._fs.open(self._key(name), "rb")
             return file
 
-    def local(self, name: str) -> Path:
+    def local(self, name: str, sha256: str) -> Path:
+        if not re.fullmatch("[0-9a-f]{64}", sha256):
+            raise ValueError(f"{sha256!r} is no sha256 of {self.url}/{name}; the corpus is damaged or hostile")
         size = self.size(name)
         if size is None:
             raise FileNotFoundError(f"{self.url}/{name} is missing")
-        path = Path.home() / ".cache" / "sightline" / "corpora" / name.rpartition("/")[2]
+        path = cache_folder() / sha256
         if not path.exists() or path.stat().st_size != size:
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
             try:
                 with self._plainly():
                     self._fs.get_file(self._key(name), str(part))
+                if file_sha256(part) != sha256:
+                    raise OSError(
+                        f"{self.url}/{name} has other bytes than were committed; see `sightline corpus verify {self.url}`"
+                    )
                 part.replace(path)
             finally:
                 part.unlink(missing_ok=True)
@@ -172,6 +180,10 @@ class ObjectStore:
                 self._fs.pipe_file(self._key(name), data, mode="create")
             except FileExistsError:
                 return False
+            except OSError:  # some services answer a failed condition without saying that it was the condition
+                if self.size(name) is None:
+                    raise
+                return False
         return True
 
     def remove(self, name: str) -> None:
@@ -206,6 +218,18 @@ class ObjectStore:
             if type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "httpx"):
                 raise OSError(f"{self.url} cannot be reached: {name}: {error}") from None
             raise
+
+
+def cache_folder() -> Path:
+    """Where this machine keeps shards of object stores."""
+    return Path.home() / ".cache" / "sightline" / "corpora"
+
+
+def needs_package(url: str, error: ImportError) -> ModuleNotFoundError:
+    """What to raise where the file system of a URL is known and not installed."""
+    extra = EXTRAS.get(url.partition("://")[0])
+    remedy = f'pip install "sightline[{extra}]"' if extra else str(error)
+    return ModuleNotFoundError(f"{url} needs a package that is not installed: {remedy}")
 
 
 def base_name(entry: dict[str, Any]) -> str:

@@ -64,11 +64,12 @@ def html_page(corpus: Corpus, description: Description, seed: int = 0) -> str:
     """The page of a corpus, with thumbnails of rows drawn by the seed."""
     samples = draw_samples(corpus, description.split, SAMPLES, seed)
     name = escape(corpus.location.rstrip("/").rpartition("/")[2])
+    root, generation = escape(description.root), escape(str(description.generation))
     what = "all rows" if description.split is None else f"split {escape(description.split)}"
     body = "\n".join(
         [
-            f"<header><h1>{name}</h1><p>{what} of generation {description.generation} ({escape(description.change)})"
-            f"<br><code>root {description.root}</code></p></header>",
+            f"<header><h1>{name}</h1><p>{what} of generation {generation} ({escape(description.change)})"
+            f"<br><code>root {root}</code></p></header>",
             tiles(description),
             *section("Sizes and captions", "grid", [histogram_card(one) for one in description.histograms]),
             *section("What is in it, and what is not", "masonry", [*account_cards(description), *content_cards(description)]),
@@ -85,7 +86,7 @@ def html_page(corpus: Corpus, description: Description, seed: int = 0) -> str:
 
 
 def section(title: str, layout: str, cards: Sequence[str]) -> list[str]:
-    return [f"<h2>{title}</h2>", f'<div class="{layout}">', *cards, "</div>"] if cards else []
+    return [f"<h2>{escape(title)}</h2>", f'<div class="{layout}">', *cards, "</div>"] if cards else []
 
 
 def tiles(one: Description) -> str:
@@ -100,7 +101,7 @@ def tiles(one: Description) -> str:
     }
     return (
         '<div class="tiles">'
-        + "".join(f'<div class="tile"><b>{value}</b><span>{name}</span></div>' for name, value in facts.items())
+        + "".join(f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in facts.items())
         + "</div>"
     )
 
@@ -138,7 +139,7 @@ def card(title: str, counted: Mapping[str, int], of: int, note: str = "", *, wro
 
 
 def histogram_card(one: Histogram) -> str:
-    heads = "".join(f"<th>{label}</th>" for label in quantile_names())
+    heads = "".join(f"<th>{escape(label)}</th>" for label in quantile_names())
     values = "".join(f"<td>{number(value)}</td>" for value in one.quantiles)
     return (
         f'<div class="card"><h3>{escape(one.name)} <small>{escape(one.unit)}, mean {number(one.mean)}</small></h3>{svg(one)}'

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from sightline.pipelines.corpus.digests import page_digest, root_digest
 from sightline.pipelines.corpus.manifest import Manifest, find_root, read_manifest, read_shards
 from sightline.pipelines.corpus.schema import BYTES, ROW_FIELDS, SCHEMA, SIDECAR_SCHEMA, SPLIT, Row
 from sightline.pipelines.corpus.shards import ShardRecord
@@ -34,16 +35,17 @@ class Corpus:
     Attributes:
         location: its folder or URL.
         manifest: the generation that was opened.
+        shards: the records of its shards, in order.
     """
 
     def __init__(self, store: Store, manifest: Manifest, shards: Sequence[ShardRecord]) -> None:
         self.location = store.location
         self.manifest = manifest
         self._store = store
-        self._records = tuple(shards)
+        self.shards = tuple(shards)
         self._starts = np.cumsum([0, *(shard.rows for shard in shards)]).tolist()
         self._open: list[_Shard | None] = [None] * len(shards)
-        self._lock = threading.Lock()
+        self._locks = [threading.Lock() for _ in shards]  # one each: a shard may have to be downloaded first
 
     @classmethod
     def open(cls, path: str | Path, root: str | None = None) -> Corpus:
@@ -51,7 +53,7 @@ class Corpus:
 
         Raises:
             FileNotFoundError: there is no corpus, or it is incomplete.
-            ValueError: its format is another one, or no generation has the root.
+            ValueError: its format is another one, it is damaged, or no generation has the root.
         """
         store = open_store(path)
         manifest = read_manifest(store) if root is None else find_root(store, root)
@@ -59,6 +61,8 @@ class Corpus:
             shards = read_shards(store, manifest.pages)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{path} is incomplete: {error.filename} is missing; restore it or ingest again") from None
+        if not listed_truly(manifest, shards):
+            raise ValueError(f"{path} is damaged: its root is not that of its shards; see `sightline corpus verify {path}`")
         # Only where looking is cheap: an object store would be listed for seconds, and says itself what is not there.
         missing = store.missing(file for shard in shards for file in shard.files()) if isinstance(store, LocalStore) else None
         if missing is not None:
@@ -121,7 +125,7 @@ class Corpus:
             raise ValueError(f"the sidecar has no column {unknown[0]!r}; it has {', '.join(SIDECAR_SCHEMA.names)}")
         schema = pa.schema([SIDECAR_SCHEMA.field(name) for name in columns])
         tables = [schema.empty_table()]
-        for shard in self._records:
+        for shard in self.shards:
             # An open file, not its path: pyarrow would read `key=value` in a folder's name as a column.
             with self._store.open(shard.sidecar) as file:
                 tables.append(pq.read_table(file, columns=columns).select(columns).cast(schema))
@@ -166,10 +170,20 @@ class Corpus:
         return shard, index - self._starts[number]
 
     def _open_shard(self, number: int) -> _Shard:
-        with self._lock:
+        with self._locks[number]:
             shard = self._open[number]
             if shard is None:
-                shard = self._open[number] = _Shard.open(self._store.local(self._records[number].file))
+                record = self.shards[number]
+                path = self._store.local(record.file, record.sha256)
+                try:
+                    shard = _Shard.open(path)
+                    if shard.starts[-1] != record.rows:
+                        raise ValueError(f"it has {shard.starts[-1]:,} rows, not {record.rows:,}")
+                except (pa.ArrowException, ValueError, KeyError, OSError) as error:  # Arrow's errors are of all these kinds
+                    problem = " ".join(str(error).split())[:120]
+                    remedy = f"see `sightline corpus verify {self.location}`"
+                    raise ValueError(f"{self.location}/{record.file} is damaged ({problem}); {remedy}") from None
+                self._open[number] = shard
         return shard
 
 
@@ -184,8 +198,11 @@ class _Shard:
     @classmethod
     def open(cls, path: Path) -> _Shard:
         file = pa.ipc.open_file(pa.memory_map(str(path)))
-        assert file.schema == SCHEMA, f"{path} has another schema than {SCHEMA}"
+        if file.schema != SCHEMA:
+            raise ValueError("it has another schema")
         batches = tuple(file.get_batch(i) for i in range(file.num_record_batches))
+        for batch in batches:
+            batch.validate(full=True)  # lengths, offsets and text; of images and masks the offsets alone, so none is read
         starts = tuple(accumulate((len(batch) for batch in batches), initial=0))
         return cls(batches, starts, {name: tuple(_views(batch.column(name)) for batch in batches) for name in BYTES})
 
@@ -206,6 +223,18 @@ class _Shard:
     def value(self, column: str, row: int) -> Any:
         number, position = self._locate(row)
         return self.batches[number].column(column)[position].as_py()
+
+
+def listed_truly(manifest: Manifest, shards: Sequence[ShardRecord]) -> bool:
+    """Whether a manifest's root, pages and number of rows are those of the shards."""
+    start = 0
+    for page in manifest.pages:
+        contents = [bytes.fromhex(shard.content) for shard in shards[start : start + page.shards]]
+        if page_digest(contents).hex() != page.digest:
+            return False
+        start += page.shards
+    root = root_digest(bytes.fromhex(page.digest) for page in manifest.pages).hex()
+    return (root, start, sum(shard.rows for shard in shards)) == (manifest.root, len(shards), manifest.rows)
 
 
 def _views(column: pa.LargeBinaryArray) -> tuple[NDArray[np.int64], memoryview]:

@@ -92,8 +92,7 @@ def write_shard(store: Store, plan: str, index: int, outcomes: Iterable[Row | Re
     data = json.dumps(record.to_json()).encode()
     if not store.create(name, data):
         # Somebody was faster. It is the same shard, unless its bytes came from the network: then the first one counts.
-        earlier = ShardRecord.from_json(json.loads(store.read(name)))
-        if store.missing(earlier.files()) is None:
+        if (earlier := done_record(store, plan, index)) is not None:
             return earlier
         store.replace(name, data)
     return record
@@ -196,6 +195,15 @@ def file_sha256(path: Path) -> str:
 
 def done_name(plan: str, index: int) -> str:
     return f"{STAGING}/{plan}/shard-{index:06d}.json"
+
+
+def done_record(store: Store, plan: str, index: int) -> ShardRecord | None:
+    """A shard that is done: its record and all files that it names are there."""
+    try:
+        record = ShardRecord.from_json(json.loads(store.read(done_name(plan, index))))
+    except FileNotFoundError:
+        return None
+    return record if store.missing(record.files()) is None else None
 
 
 def done_records(store: Store, plan: str) -> dict[int, ShardRecord]:

@@ -56,8 +56,12 @@ class Store(Protocol):
         """A file open for reading at any position."""
         ...
 
-    def local(self, name: str) -> Path:
-        """A file's bytes as a file of this machine, to be memory-mapped; its name must say its content."""
+    def local(self, name: str, sha256: str) -> Path:
+        """A file's bytes as a file of this machine, to be memory-mapped.
+
+        Raises:
+            OSError: the file had to be copied here, and its bytes have another sha256 (hex).
+        """
         ...
 
     def names(self, folder: str) -> list[str]:
@@ -108,7 +112,7 @@ class LocalStore:
         return str(self.root)
 
     def path(self, name: str) -> Path:
-        return self.root / name
+        return self.root / within(name)
 
     def size(self, name: str) -> int | None:
         try:
@@ -134,7 +138,7 @@ class LocalStore:
     def open(self, name: str) -> IO[bytes]:
         return self.path(name).open("rb")
 
-    def local(self, name: str) -> Path:
+    def local(self, name: str, sha256: str) -> Path:
         return self.path(name)
 
     def names(self, folder: str) -> list[str]:
@@ -209,6 +213,17 @@ def open_store(location: str | Path) -> Store:
     from sightline.pipelines.corpus.object_store import ObjectStore
 
     return ObjectStore.at(text)
+
+
+def within(name: str) -> str:
+    """A name that stays below its store's root: manifests say which files to read, and come from strangers.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
+        raise ValueError(f"{name!r} is no name within a corpus; it is damaged or hostile")
+    return name
 
 
 def sync(path: Path) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Callable
 import ray.data
 import torch
 
-from sightline.pipelines.corpus.columns import ColumnInfo, Part
+from sightline.pipelines.corpus.columns import ColumnInfo, Part, missing
 from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.corpus.store import open_store
 from sightline.pipelines.curate.score import commit_score, count_attempt, forget_attempts, score_part, unscored
 from sightline.pipelines.curate.scorers import Score, Scorer
 from sightline.pipelines.ingest.job import MAX_TASKS, quiet_ray_data
@@ -71,6 +72,8 @@ class ShardScorer:
     def __call__(self, row: dict[str, int]) -> dict[str, object]:
         try:
             part = self.parts[row["shard"]]
+            if not missing(open_store(self.corpus.location), [part]):
+                return {"failure": "", "of_system": False}  # a task has several shards, and died after this one
             count_attempt(self.corpus, part)
             self.score = self.score or self.scorer.load(self.device)
             score_part(self.corpus, part, self.score)

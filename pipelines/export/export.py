@@ -124,14 +124,18 @@ def by_split(corpus: Corpus, chosen: Rows) -> Iterator[tuple[str, Rows]]:
     rest = chosen
     for split in corpus.splits:
         of_split = corpus.select(split)
-        yield file_name(split), np.intersect1d(chosen, of_split)
+        yield file_name(split, corpus.splits), np.intersect1d(chosen, of_split)
         rest = np.setdiff1d(rest, of_split)
     yield UNSPLIT, rest
 
 
-def file_name(split: str) -> str:
-    """A split's name as part of a file's; `datasets` wants letters, digits and underscores there."""
-    if re.fullmatch(r"[A-Za-z0-9_]{1,60}", split) and split != UNSPLIT:
+def file_name(split: str, splits: Iterable[str]) -> str:
+    """A split's name as part of a file's, another one for each of the splits also on a disk that ignores case.
+
+    `datasets` wants letters, digits and underscores there.
+    """
+    taken = {UNSPLIT, *(other.lower() for other in splits if other != split)}
+    if re.fullmatch(r"[A-Za-z0-9_]{1,60}", split) and split.lower() not in taken:
         return split
     return f"split_{hashlib.sha256(split.encode()).hexdigest()[:12]}"
 

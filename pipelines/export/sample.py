@@ -27,6 +27,13 @@ def stem(number: int, key: str) -> str:
 
 
 def extension(format: str) -> str:
+    """The ending of a format's files.
+
+    Raises:
+        ValueError: the format is none.
+    """
+    if not re.fullmatch("[a-z0-9]{1,12}", format):
+        raise ValueError(f"{format!r} is no format of an image; the corpus is damaged or hostile")
     return EXTENSIONS.get(format, format)
 
 

@@ -19,7 +19,7 @@ from threading import Thread
 from sightline.pipelines.corpus.forget import Tombstones, read_tombstones
 from sightline.pipelines.corpus.plan import Plan, read_chunk
 from sightline.pipelines.corpus.schema import FILTER, Rejected, Row, canonical_json
-from sightline.pipelines.corpus.shards import ShardRecord, write_shard
+from sightline.pipelines.corpus.shards import ShardRecord, done_record, write_shard
 from sightline.pipelines.corpus.store import STAGING, Store
 from sightline.pipelines.ingest.fetch.downloads import Downloads
 from sightline.pipelines.ingest.fetch.result import Failed
@@ -40,6 +40,8 @@ def build_shard(store: Store, plan: Plan, source: Source, index: int, downloads:
         RuntimeError: the shard was begun too often.
         OSError: it cannot be written.
     """
+    if (record := done_record(store, plan.plan_id, index)) is not None:
+        return record  # a task has several shards, and died after this one
     attempt = count_attempt(store, plan, index)
     if attempt > MAX_ATTEMPTS:
         raise RuntimeError(f"shard {index} was begun {MAX_ATTEMPTS} times and its worker died each time; see Ray's logs")

@@ -78,12 +78,21 @@ def run(prepared: Prepared, progress: Watch | None = None) -> IngestReport:
     facts = {
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
-        "source": prepared.location,
         "seconds": round(seconds, 3),
         "images_per_s": round(sum(plan.chunk_rows(index) for index in todo) / seconds, 3),
     }
-    change, retried = prepared.change, prepared.retried
-    return IngestReport.of(commit_plan(store, plan, records, prepared.classes, facts, change=change, retried=retried))
+    manifest = commit_plan(
+        store,
+        plan,
+        records,
+        prepared.classes,
+        facts,
+        source=prepared.location,
+        change=prepared.change,
+        retried=prepared.retried,
+        onto=prepared.onto,
+    )
+    return IngestReport.of(manifest)
 
 
 def build_all(prepared: Prepared, todo: Sequence[int]) -> Iterator[ShardRecord]:
@@ -97,12 +106,14 @@ def build_all(prepared: Prepared, todo: Sequence[int]) -> Iterator[ShardRecord]:
     with quiet_ray_data():
         shards = ray.data.from_items([{"shard": i} for i in todo], override_num_blocks=min(len(todo), MAX_TASKS))
         where = (prepared.store, prepared.plan, prepared.source)
+        largest = max(int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"])
+        memory = min(WORKER_BYTES, largest)  # more than any machine has would be waited for
         if isinstance(prepared.source, UrlList):
             workers = max(1, min(int(ray.cluster_resources().get("CPU", 1)), shards.num_blocks()))
             share = replace(prepared.options.fetch, per_host=max(1, prepared.options.fetch.per_host // workers))
-            built = shards.map(Fetcher, fn_constructor_args=(*where, share), concurrency=workers, num_cpus=1, memory=WORKER_BYTES)
+            built = shards.map(Fetcher, fn_constructor_args=(*where, share), concurrency=workers, num_cpus=1, memory=memory)
         else:
-            built = shards.map(partial(build_row, *where), num_cpus=1, memory=WORKER_BYTES)
+            built = shards.map(partial(build_row, *where), num_cpus=1, memory=memory)
         for row in built.iter_rows():
             if row["failure"]:
                 raise OSError(row["failure"])

@@ -38,6 +38,7 @@ class Prepared:
         options: as given; what decides bytes is in the plan's configuration too.
         change: what the generation will be: `ingest`, `append` or `retry`.
         retried: the rejected inputs that a retry takes up, by stage and code.
+        onto: the generation that an append or a retry was planned on.
         report: of the finished corpus; None as long as there is work.
     """
 
@@ -49,6 +50,7 @@ class Prepared:
     options: IngestOptions
     change: str = "ingest"
     retried: Mapping[str, int] = field(default_factory=dict)
+    onto: int | None = None
     report: IngestReport | None = None
 
 
@@ -97,22 +99,43 @@ def prepare_retry(
     store = open_store(dest)
     manifest = read_manifest(store)
     rejected = rejected_keys(store, manifest)
-    if unknown := sorted(set(codes) - set(rejected.values())):
+    if unknown := sorted(set(codes) - {code for _, code in rejected.values()}):
         raise ValueError(f"nothing is rejected as {unknown[0]!r}; there are {', '.join(manifest.codes) or 'no errors'}")
-    wanted = {key: code for key, code in rejected.items() if (code in codes if codes else not code.startswith(f"{FILTER}/"))}
+    wanted = {
+        key: (plan, code)
+        for key, (plan, code) in rejected.items()
+        if (code in codes if codes else not code.startswith(f"{FILTER}/"))
+    }
     if not wanted:
         return IngestReport.of(manifest)
-    source = source or manifest.environment.get("source")
-    if source is None:
-        raise ValueError(f"{dest} does not say where its inputs were; give --source")
-    kind = str(plan_config(store, manifest.plans[0].id)["kind"])
+    source, kind, keys = where_from(store, manifest, wanted, source)
     options = as_before(store, manifest, IngestOptions(kind=kind, fetch=fetch or FetchOptions()))
     opened, _ = open_both(source, dest, options)
-    items = [item for item in opened.items() if item.key in wanted]
+    items = [item for item in opened.items() if item.key in keys]
     if not items:
-        raise ValueError(f"{source} has none of the {len(wanted):,} inputs that were rejected; name where they are by --source")
-    retried = Counter(wanted[item.key] for item in items)
+        raise ValueError(f"{source} has none of the {len(keys):,} inputs that were rejected; name where they are by --source")
+    retried = Counter(wanted[item.key][1] for item in items)
     return further(opened, source, store, manifest, items, options, "retry", retried)
+
+
+def where_from(
+    store: Store, manifest: Manifest, wanted: Mapping[str, tuple[str, str]], source: str | None
+) -> tuple[str, str, set[str]]:
+    """The source and the kind of source that rejected inputs come from, and their keys; one source at a time.
+
+    Raises:
+        ValueError: there are several, or none is known (or a corpus of strangers would send us to the network).
+    """
+    plans = {plan.id: plan for plan in manifest.plans if plan.id in {plan_id for plan_id, _ in wanted.values()}}
+    same = {plan_id for plan_id, plan in plans.items() if source is not None and plan.source == absolute(source)}
+    chosen = same or set(plans)
+    places = sorted({(plans[plan_id].source, str(plan_config(store, plan_id)["kind"])) for plan_id in chosen})
+    if len(places) > 1:
+        raise ValueError(f"the rejected inputs come from {' and '.join(place for place, _ in places)}; choose one by --source")
+    place, kind = places[0]
+    if source is None and (not place or place.startswith(("http://", "https://"))):
+        raise ValueError(f"{store.location} says that its inputs were at {place or 'no place'}; give --source")
+    return source or place, kind, {key for key, (plan_id, _) in wanted.items() if plan_id in chosen}
 
 
 def as_before(store: Store, manifest: Manifest, options: IngestOptions) -> IngestOptions:
@@ -124,7 +147,10 @@ def as_before(store: Store, manifest: Manifest, options: IngestOptions) -> Inges
     config = plan_config(store, manifest.plans[0].id)
     resize = Resize.from_config(config["resize"])
     before = replace(options, resize=resize, max_pixels=config["max_pixels"], seed=config["seed"])
-    if options.resize not in (Resize(), before.resize) or options.max_pixels not in (IngestOptions().max_pixels, before.max_pixels):
+    asked, default = (options.resize, options.max_pixels, options.seed), IngestOptions()
+    usual = (default.resize, default.max_pixels, default.seed)
+    kept = (before.resize, before.max_pixels, before.seed)
+    if any(mine not in choices for mine, *choices in zip(asked, usual, kept, strict=True)):
         raise ValueError(f"{store.location} was made with other options, and what joins it is made alike; leave them away")
     return before
 
@@ -146,7 +172,7 @@ def further(
     plan, table = plan_items(opened, items, classes, options, config | stones)
     if plan.plan_id not in plan_ids(store):
         save_plan(store, plan, table)
-    return Prepared(opened, absolute(source), store, plan, classes, options, change, retried)
+    return Prepared(opened, absolute(source), store, plan, classes, options, change, retried, manifest.generation)
 
 
 def open_both(source: str | Path, dest: str | Path, options: IngestOptions) -> tuple[Source, Store]:
@@ -187,8 +213,8 @@ def plan_keys(store: Store, plan_id: str) -> list[str]:
     return keys
 
 
-def rejected_keys(store: Store, manifest: Manifest) -> dict[str, str]:
-    """The inputs that are rejected as things stand, with `stage/code`: as the last plan that had them decided."""
+def rejected_keys(store: Store, manifest: Manifest) -> dict[str, tuple[str, str]]:
+    """The inputs that are rejected as things stand, with (plan, `stage/code`): as the last plan that had them decided."""
     decided: dict[str, tuple[int, str]] = {}
     position = {plan_id: number for number, plan_id in enumerate(manifest.plan_ids)}
     for plan_id, key, code in rejections(store, manifest):
@@ -199,7 +225,7 @@ def rejected_keys(store: Store, manifest: Manifest) -> dict[str, str]:
             for key in plan_keys(store, plan_id):
                 if key in decided and decided[key][0] < number:
                     del decided[key]  # that plan kept it
-    return {key: code for key, (_, code) in decided.items()}
+    return {key: (manifest.plan_ids[number], code) for key, (number, code) in decided.items()}
 
 
 def rejections(store: Store, manifest: Manifest) -> Iterator[tuple[str, str, str]]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sightline import settings
 from sightline.cli import output
+from sightline.cli.bars import ingest_bar
 from sightline.cli.downloads import AllowLoopback, IgnoreOptOut, PerHost, Retries, Timeout, UserAgent, fetch_options
 from sightline.cli.output import Json
 from sightline.pipelines.ingest.fetch.result import FetchOptions
@@ -18,9 +16,9 @@ from sightline.pipelines.ingest.fetch.result import FetchOptions
 if TYPE_CHECKING:  # heavy
     from sightline.pipelines.ingest.prepare import Prepared
     from sightline.pipelines.ingest.report import IngestReport
-    from sightline.pipelines.ingest.report import Progress as JobProgress
 
-MEGABYTE = 1e6
+# Their names alone: their modules read Arrow, which --help need not wait for. A test compares them.
+KINDS = "corpus, webdataset, coco, flickr_tokens, parquet, url_list, captions_table, mask_folder, class_folder"
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster; by default a local Ray.")]
 Cpus = Annotated[int | None, typer.Option(help="CPUs of a local Ray; by default all.")]
 
@@ -28,7 +26,7 @@ Cpus = Annotated[int | None, typer.Option(help="CPUs of a local Ray; by default 
 def ingest(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A folder, a file, a pattern of files, or a URL of one.")],
     dest: Annotated[str, typer.Argument(metavar="DEST", help="The corpus: a fresh folder or URL, or one that this command began.")],
-    kind: Annotated[str | None, typer.Option(help="The kind of source; found out by default.")] = None,
+    kind: Annotated[str | None, typer.Option(help=f"The kind of source, found out by default: {KINDS}.")] = None,
     append: Annotated[bool, typer.Option("--append", help="Add the inputs whose keys DEST has never seen.")] = False,
     resize: Annotated[str, typer.Option(help="keep, shortest=256, longest=512, exact=WxH, centre_crop=WxH or pad=WxH.")] = "keep",
     encode: Annotated[str, typer.Option(help="original, jpeg:90, png or webp:80.")] = "original",
@@ -89,7 +87,7 @@ def complete(prepared: Prepared | IngestReport, address: str | None, cpus: int |
     from sightline.infra.session import ray_session
     from sightline.pipelines.ingest.job import run
 
-    with ray_session(address or settings.ray_address(), num_cpus=cpus, debug=settings.debug()), bar() as progress:
+    with ray_session(address or settings.ray_address(), num_cpus=cpus, debug=settings.debug()), ingest_bar() as progress:
         return run(prepared, progress)
 
 
@@ -107,27 +105,6 @@ def show(report: IngestReport, dest: str, json: bool) -> None:
         "rejected": report.rejected_by_code,
     }
     output.emit(result, json)
-
-
-@contextmanager
-def bar() -> Iterator[Callable[[JobProgress], None]]:
-    """A progress bar on standard error: shards, images/s, MB/s, errors so far, time left."""
-    columns = (
-        TextColumn("ingest"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("shards · {task.fields[rate]:,.0f} images/s · {task.fields[volume]:,.1f} MB/s ·"),
-        TextColumn("{task.fields[rejected]:,} rejected ·"),
-        TimeElapsedColumn(),
-        TextColumn("· left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=output.log) as display:
-        task = display.add_task("", total=None, rate=0.0, volume=0.0, rejected=0)
-
-        def update(now: JobProgress) -> None:
-            rate = now.fresh_rows / now.seconds if now.fresh_rows else 0.0
-            volume = now.fresh_bytes / MEGABYTE / now.seconds if now.fresh_bytes else 0.0
-            display.update(task, total=now.all_shards, completed=now.shards, rate=rate, volume=volume, rejected=now.rejected)
-
-        yield update
+    if not report.kept:
+        output.log.print(f"nothing was kept of {report.seen:,} inputs; {dest}/errors says why")
+        raise typer.Exit(1)

@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 from rich.markup import escape
 
-from sightline.cli.bars import stages_bar, training_bar
+from sightline.cli.bars import ingest_bar, stages_bar, training_bar
 from sightline.cli.evaluate import scores_table
-from sightline.cli.ingest import bar as ingest_bar
 from sightline.cli.output import emit, log, rows
 from sightline.cli.picture import Panel, draw
 from sightline.models.clip import Clip

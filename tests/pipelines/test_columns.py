@@ -32,7 +32,7 @@ def corpus_of(folder: Path, rows: Sequence[Row], shard_rows: int = 7, change: st
     plan = make_plan([{"key": row.key} for row in rows], KEYS, {}, seed=0, shard_rows=shard_rows)[0]
     chunks = [rows[start : start + shard_rows] for start in range(0, len(rows), shard_rows)]
     records = {index: write_shard(store, plan.plan_id, index, chunk) for index, chunk in enumerate(chunks)}
-    commit_plan(store, plan, records, [], {}, change=change)
+    commit_plan(store, plan, records, [], {}, change=change, onto=None if change == "ingest" else 1)
     return Corpus.open(folder)
 
 

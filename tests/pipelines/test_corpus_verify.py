@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sightline.pipelines.corpus.plan import make_plan, save_plan
+from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.rows import file_rows
 from sightline.pipelines.corpus.schema import Rejected, Row
 from sightline.pipelines.corpus.shards import write_rows
@@ -243,7 +244,9 @@ def test_an_object_store_is_read_and_not_the_cache_of_it(tmp_path: Path, in_memo
     store = open_store(in_memory)
     assert verify(store).damages == ()
     name = next(name for folder in store.folders("data") for name in store.names(f"data/{folder}"))
-    data = bytearray(store.local(name).read_bytes())  # fills the cache
+    corpus = Corpus.open(in_memory)
+    corpus.image(0)  # fills the cache
+    data = bytearray(store.read(name))
     data[len(data) // 2] ^= 255
     store.replace(name, bytes(data))
     assert [damage.file for damage in verify(store).damages] == [name]

@@ -8,15 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
+from sightline.cli.ingest import KINDS as NAMED
+from sightline.cli.ingest import show
 from sightline.pipelines.corpus.forget import forget
 from sightline.pipelines.corpus.manifest import generation_name, read_manifest
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.store import open_store
+from sightline.pipelines.ingest.build import MAX_ATTEMPTS, build_shard
 from sightline.pipelines.ingest.prepare import Prepared, prepare, prepare_append, prepare_retry
 from sightline.pipelines.ingest.report import IngestOptions, IngestReport
 from sightline.pipelines.ingest.resize import Resize
+from sightline.pipelines.ingest.sources.detect import KINDS
 from tests.corpora import finish_alone, ingest_alone
 
 
@@ -84,13 +89,36 @@ def test_an_appended_corpus_has_the_fingerprint_of_one_made_at_once(tmp_path: Pa
     assert Corpus.open(corpus).manifest.fingerprint == Corpus.open(whole).manifest.fingerprint
 
 
-def test_two_appends_at_once_both_join(tmp_path: Path) -> None:
+def test_of_two_appends_at_once_one_is_told_to_plan_again_and_nothing_is_doubled(tmp_path: Path) -> None:
     corpus = ingest_alone(photos(tmp_path / "source", ["a"]), tmp_path / "corpus")
-    first = prepare_append(photos(tmp_path / "one", ["b"]), corpus, IngestOptions())
-    second = prepare_append(photos(tmp_path / "two", ["c"]), corpus, IngestOptions())
-    assert (joined(first).generation, joined(second).generation) == (2, 3)
-    assert sorted(keys(corpus)) == ["a", "b", "c"]
+    first = prepare_append(photos(tmp_path / "one", ["b", "c"]), corpus, IngestOptions())
+    second = prepare_append(photos(tmp_path / "two", ["b", "c", "d"]), corpus, IngestOptions())
+    assert joined(first).generation == 2
+    with pytest.raises(FileExistsError, match="got generation 2 meanwhile; the same command again"):
+        joined(second)
+    report = joined(prepare_append(tmp_path / "two", corpus, IngestOptions()))
+    assert (report.seen, report.kept, report.generation) == (4, 4, 3)
+    assert sorted(keys(corpus)) == ["a", "b", "c", "d"]
     assert open_store(corpus).names("manifests") == [generation_name(n) for n in (1, 2, 3)]
+
+
+def test_retry_goes_to_the_source_that_an_input_came_from(tmp_path: Path) -> None:
+    corpus = ingest_alone(photos(tmp_path / "source", ["a", "b"], damaged=("b",)), tmp_path / "corpus")
+    joined(prepare_append(photos(tmp_path / "more", ["c", "d"], damaged=("d",)), corpus, IngestOptions()))
+    photos(tmp_path / "source", ["a", "b"])
+    photos(tmp_path / "more", ["b", "c", "d"])  # another b: not the one that was rejected
+    with pytest.raises(ValueError, match="choose one by --source"):
+        prepare_retry(corpus, None, [])
+    joined(prepare_retry(corpus, str(tmp_path / "source"), []))
+    report = joined(prepare_retry(corpus, None, []))
+    assert (report.seen, report.kept, report.errors) == (4, 4, 0)
+
+
+def test_a_finished_shard_is_not_begun_again(tmp_path: Path) -> None:
+    prepared = prepare(photos(tmp_path / "source", ["a"]), tmp_path / "corpus", IngestOptions())
+    first = build_shard(prepared.store, prepared.plan, prepared.source, 0)
+    for _ in range(2 * MAX_ATTEMPTS):
+        assert build_shard(prepared.store, prepared.plan, prepared.source, 0) == first
 
 
 def test_append_keeps_the_settings_that_the_corpus_began_with(tmp_path: Path) -> None:
@@ -168,3 +196,17 @@ def test_what_was_forgotten_does_not_come_back_by_an_append(tmp_path: Path) -> N
     assert (report.seen, report.kept, report.filtered, report.forgotten) == (4, 2, 1, 1)
     assert report.rejected_by_code == {"filter/forgotten": 1}
     assert sorted(keys(corpus)) == ["b", "c"]
+
+
+def test_the_help_names_every_kind_of_source() -> None:
+    assert ", ".join(KINDS) == NAMED
+
+
+def test_an_ingest_that_keeps_nothing_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = ingest_alone(photos(tmp_path / "source", ["a"], damaged=("a",)), tmp_path / "corpus")
+    with pytest.raises(typer.Exit) as ended:
+        show(IngestReport.of(read_manifest(open_store(corpus))), str(corpus), json=True)
+    printed = capsys.readouterr()
+    assert ended.value.exit_code == 1
+    assert "nothing was kept of 1 inputs" in printed.err
+    assert '"errors": 1' in printed.out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pickle
@@ -93,6 +94,30 @@ def test_a_caption_that_begins_with_a_bracket_is_a_caption(tmp_path: Path) -> No
     assert table(tmp_path, "image,caption\na.jpg,[sic] a dog\n")["a.jpg"].captions == ("[sic] a dog",)
 
 
+@pytest.mark.parametrize("cell", ["[1]", "[]", '["a"]'])
+def test_a_caption_that_is_json_is_a_caption(tmp_path: Path, cell: str) -> None:
+    quoted = cell.replace('"', '""')
+    assert table(tmp_path, f'image,caption\na.jpg,"{quoted}"\n')["a.jpg"].captions == (cell,)
+    listed = () if cell == "[]" else ("a",) if cell == '["a"]' else (cell,)
+    assert table(tmp_path, f'image,captions\na.jpg,"{quoted}"\n')["a.jpg"].captions == listed
+    (tmp_path / "captions.csv").unlink()
+    lines = json.dumps({"image": "a.jpg", "captions": cell}) + "\n"
+    assert table(tmp_path, lines, "captions.jsonl")["a.jpg"].captions == (cell,)
+
+
+def test_a_tar_that_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress(bytes(2**22)))
+    monkeypatch.setattr("sightline.pipelines.ingest.sources.tars.MAX_SLACK", 0)
+    with pytest.raises(ValueError, match="far beyond its size"):
+        list(open_source(tmp_path).items())
+
+
+def test_a_link_to_itself_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(FileNotFoundError, match="a link that leads nowhere"):
+        open_source(tmp_path / "loop")
+
+
 def test_labels_are_names_or_ids_of_the_classes_file(tmp_path: Path) -> None:
     classes = "id,name\n0,background\n7,cat\n9,dog\n"
     lines = "image,caption,label\na.jpg,x,dog\na.jpg,y,7\nb.jpg,z,\n"
@@ -159,7 +184,10 @@ def test_columns_that_differ_within_an_image_are_listed_in_order(tmp_path: Path)
         ("captions.jsonl", '{"image": "a.jpg", "caption": "x"}\n{oops\n', "line 2 is no JSON"),
         ("captions.jsonl", '{"image": "a.jpg", "caption": "x"}\n[1]\n', "line 2 is no JSON object"),
         ("captions.jsonl", '{"image": "a.jpg", "caption": "x", "score": NaN}\n', "without a JSON form"),
-        ("captions.parquet", b"PAR1 and nothing", "captions.parquet has none"),
+        ("captions.parquet", b"PAR1 and nothing", "captions.parquet is a damaged Parquet file"),
+        ("captions.jsonl", b"\x93\x00\xff", "captions.jsonl line 1 is no JSON"),
+        ("captions.jsonl", "[" * 100_000, "captions.jsonl line 1 is no JSON"),
+        ("captions.jsonl", '{"image": "a.jpg", "caption": "x", "note": "\\ud800"}\n', "without a JSON form"),
     ],
 )  # fmt: skip
 def test_a_table_that_cannot_be_read_is_refused_with_its_place(

@@ -50,7 +50,7 @@ class FetchOptions:
     idle_timeout_s: float = 10.0
     max_bytes: int = 32 * 2**20
     per_host: int = 4
-    concurrency: int = 64
+    concurrency: int = 16
     retries: int = 3
     backoff_s: float = 0.5
     allow_loopback: bool = False
@@ -61,6 +61,8 @@ class FetchOptions:
     def __post_init__(self) -> None:
         if min(self.total_timeout_s, self.idle_timeout_s, self.max_bytes, self.per_host, self.concurrency) <= 0:
             raise ValueError("timeouts, max_bytes, per_host and concurrency must be above 0")
+        if self.total_timeout_s > 300:  # a worker that is busy with one item for ten minutes is taken for hung
+            raise ValueError(f"a timeout of {self.total_timeout_s} s for one URL is too long; give 300 at most")
         if self.retries < 0 or self.backoff_s < 0:
             raise ValueError("retries and backoff_s must not be negative")
         if not (re.match("[A-Za-z_-]", self.user_agent) and self.user_agent.isascii() and self.user_agent.isprintable()):

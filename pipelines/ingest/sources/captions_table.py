@@ -5,7 +5,8 @@ Rows of the same image are one item, with its captions in the table's order (an 
 image's name, or the column `key`. `label` or
 `labels` are names or ids of `classes.csv` (id,name); without that file the distinct names, sorted, are the classes.
 `mask` is a file too. Every other column goes into `extra` under its name: the value where the image's rows agree, the
-list of values where they do not. In a CSV file, `captions` and `labels` are a JSON list, or one text. Files are looked
+list of values where they do not. In a CSV file, `captions` and `labels` are a JSON list of texts (labels: or whole
+numbers), or one text as it stands. Files are looked
 up in the folder, then in its `images/` (masks: `masks/`).
 """
 
@@ -66,6 +67,8 @@ class CaptionsTable:
             raise ValueError(f"{path} has no captions table: expected {cls.layout}")
         fitting = [table for table in found if fits(tables.columns(table))]
         if not fitting:
+            for table in found:
+                next(tables.rows(table), None)  # what is damaged says so
             have = "; ".join(f"{table.name} has {', '.join(tables.columns(table)) or 'none'}" for table in found)
             raise ValueError(f"a captions table needs the columns `image` and `caption` or `captions`; {have}")
         preferred = [table for table in fitting if table.stem == "captions"] or fitting
@@ -95,7 +98,8 @@ class CaptionsTable:
 
     @cached_property
     def _lines(self) -> list[Line]:
-        return [parse(row, place) for place, row in tables.rows(self.table)]
+        csv = self.table.name.lower().endswith(".csv")
+        return [parse(unpacked(row) if csv else row, place) for place, row in tables.rows(self.table)]
 
     @cached_property
     def _size(self) -> Callable[[str], int | None]:
@@ -172,11 +176,19 @@ def parse(row: dict[str, Any], place: str) -> Line:
     )
 
 
+def unpacked(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a CSV file with the JSON lists in its plural columns; a text that only begins with a bracket stays."""
+    lists: dict[str, Any] = {}
+    for name, kinds in ((TEXTS[0], (str,)), (LABELS[0], (str, int))):
+        with suppress(ValueError, RecursionError):
+            found = json.loads(row.get(name, ""))
+            if isinstance(found, list) and all(type(value) in kinds for value in found):
+                lists[name] = found
+    return row | lists
+
+
 def listed(value: Any) -> list[Any]:
-    """The values of a cell: a list as it is or in JSON; nothing for what is empty."""
-    if isinstance(value, str) and value.startswith("["):
-        with suppress(ValueError):  # a text may begin with a bracket
-            value = json.loads(value)
+    """The values of a cell; nothing for what is empty."""
     values = value if isinstance(value, list) else [value]
     return [value for value in values if value is not None and value != ""]
 

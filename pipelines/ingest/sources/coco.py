@@ -144,7 +144,7 @@ def parse(path: Place) -> dict[str, Any]:
     """
     try:
         data = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path.name} is no JSON ({error}); write it again") from None
     lists = [name for name in ("images", "annotations") if not isinstance(data, dict) or not is_list_of_objects(data.get(name))]
     if lists or not is_list_of_objects(data.get("categories", [])):

@@ -37,6 +37,8 @@ def open_source(location: str | Place, kind: str | None = None) -> Source:
     if kind is not None and kind not in KINDS:
         raise ValueError(f"there is no kind of source {kind!r}; choose from {', '.join(KINDS)}")
     place = open_place(location)
+    if isinstance(place, Path) and place.is_symlink() and not exists(place):
+        raise FileNotFoundError(f"{place} is a link that leads nowhere; correct it, or name the folder itself")
     if "{" not in str(place) and not exists(place):  # a brace range need not exist itself
         remedy = "name a folder with images to ingest" if isinstance(place, Path) else "check the bucket's and the folder's name"
         raise FileNotFoundError(f"there is no {place}; {remedy}")

@@ -39,7 +39,7 @@ class OtherCorpus:
             return False
         try:
             return str(json.loads(read_bytes(path, CURRENT))["format"]).startswith("sightline/")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return False  # somebody else's manifest
 
     @classmethod

@@ -255,7 +255,7 @@ def class_names(schema: pa.Schema, column: str | None) -> list[tuple[int, str]]:
     """The classes of a label column in Hugging Face's schema metadata; none where it names none."""
     try:
         feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return []
     while isinstance(feature, list | dict) and "names" not in feature:  # lists of classes nest them
         feature = (
@@ -285,7 +285,7 @@ def extra_of(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         try:
             found = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
     return found if isinstance(found, dict) else {EXTRA: value}
 

@@ -71,7 +71,7 @@ def read_json_lines(path: Place) -> Iterator[tuple[str, dict[str, Any]]]:
                 continue
             try:
                 row = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path.name} line {number} is no JSON ({error}); write one object a line") from None
             if not isinstance(row, dict):
                 raise ValueError(f"{path.name} line {number} is no JSON object; write one object a line")

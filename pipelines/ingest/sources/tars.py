@@ -19,6 +19,8 @@ from sightline.pipelines.ingest.sources.place import Place, open_file
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 BLOCK = tarfile.BLOCKSIZE
+# A compressed tar may unpack to so many times its size, and so much besides; images hardly shrink, so more is a trap.
+MAX_RATIO, MAX_SLACK = 100, 2**30
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,17 @@ def open_tar(root: Place, name: str) -> tuple[IO[bytes], str | None]:
     file = cast(IO[bytes], tempfile.TemporaryFile())  # noqa: SIM115 (whoever asked closes it)
     broken = None
     with open_file(root, name) as packed:
+        limit = MAX_RATIO * packed.seek(0, SEEK_END) + MAX_SLACK
+        packed.seek(0)
         try:
             unpacked = gzip.GzipFile(fileobj=packed)
             while data := unpacked.read1(2**20):  # `read` would throw away what it has when the end is missing
                 file.write(data)
+                if file.tell() > limit:
+                    file.close()
+                    raise ValueError(
+                        f"{name} unpacks to more than {limit} bytes, far beyond its size; unpack it yourself to a .tar"
+                    )
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             broken = f"its compression breaks off ({error})"
     file.seek(0)

@@ -303,7 +303,7 @@ def json_of(sample: Sample, extension: str) -> Any:
         return None
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{sample.place}.{extension} is no JSON ({error}); correct it") from None
     if extension == "json" and not isinstance(value, dict):
         raise ValueError(f"{sample.place}.json is no JSON object; write {{...}}")

@@ -22,7 +22,8 @@ def gc(
     """Remove files that no generation of a corpus names.
 
     What an unfinished ingest has written stays. With --purge, rows that were forgotten are gone for good, and so is what
-    the plans said of them, but for their keys.
+    the plans said of them, but for their keys. Copies in ~/.cache/sightline of machines that read the corpus from an
+    object store are not touched.
 
     \b
     Example:

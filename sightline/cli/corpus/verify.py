@@ -39,7 +39,7 @@ def verify(
     how = "have their sizes and counts (no image was read)" if quick else "verified"
     lines = [f"{what} {how}"] if intact else [str(damage) for damage in found.damages]
     if not intact:
-        lines.append(f"{len(found.damages):,} damages in {what}; restore these files from a copy, or ingest again")
+        lines.append(f"damaged in {len(found.damages):,} places of {what}; restore these files from a copy, or ingest again")
     if json:
         emit({"corpus": corpus, "intact": intact, "quick": quick, "seconds": seconds, **asdict(found)}, json)
     else:
