@@ -68,7 +68,7 @@ def test_a_retry_is_a_second_decision(store: Store) -> None:
     plan, table = make_plan([{"key": "0013"}], KEYS, {"retry": 1}, seed=0, shard_rows=20)
     save_plan(store, plan, table)
     records = {0: write_shard(store, plan.plan_id, 0, [example(13)])}
-    commit_plan(store, plan, records, [], {}, change="retry", retried={"decode/truncated": 1})
+    commit_plan(store, plan, records, [], {}, change="retry", onto=1, retried={"decode/truncated": 1})
     (account,) = why(store.location, "0013")
     assert [(one.verdict, one.generation, one.change) for one in account.decisions] == [
         ("rejected", 1, "ingest"),
