@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 DEADLINE_S = 120
+ORPHANS_S = 3
 VICTIMS = ("driver", "worker", "raylet")
 
 
@@ -73,8 +74,8 @@ def kill_and_finish(
     for process in targets[:1] if victim == "worker" else targets:
         process.send_signal(signal.SIGKILL)
     output, _ = run.communicate(timeout=DEADLINE_S)
-    for process in psutil.wait_procs(children, timeout=DEADLINE_S)[1]:
-        process.kill()
+    for process in psutil.wait_procs(children, timeout=ORPHANS_S)[1]:
+        process.kill()  # Ray's own processes take up to a minute to see that their driver is gone
     survived = run.returncode == 0
     if not survived:
         again = subprocess.run(verb, env=environment, capture_output=True, timeout=DEADLINE_S)

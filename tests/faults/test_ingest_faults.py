@@ -15,10 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sightline.pipelines.corpus.manifest import read_manifest, read_shards
 from sightline.pipelines.corpus.reader import Corpus
-from sightline.pipelines.corpus.shards import done_records
-from sightline.pipelines.corpus.store import LocalStore
 from sightline.pipelines.ingest import build, job
 from sightline.pipelines.ingest.prepare import prepare
 from sightline.pipelines.ingest.report import IngestOptions
@@ -52,33 +49,6 @@ def begin(source: Path, corpus: Path, environment: dict[str, str]) -> subprocess
     )
     wait_for(lambda: len(list((corpus / "_staging").rglob("shard-*.json"))) >= 3, process)
     return process
-
-
-def test_a_killed_ingest_is_finished_without_redoing_what_was_done(
-    ray_local: None, cli_environment: dict[str, str], tmp_path: Path
-) -> None:
-    source, corpus, options = pictures(tmp_path / "source", 180, 320), tmp_path / "corpus", IngestOptions(shard_rows=6)
-    process = begin(source, corpus, cli_environment)
-    process.kill()
-    process.communicate(timeout=DEADLINE_S)
-    assert not (corpus / "manifest.json").exists()
-    with pytest.raises(FileNotFoundError, match="unfinished"):
-        Corpus.open(corpus)
-    store = LocalStore(corpus)
-    plan = prepare(source, corpus, options).plan
-    finished = done_records(store, plan.plan_id)
-    assert 3 <= len(finished) < plan.shards
-    before = {record.file: (corpus / record.file).stat().st_mtime_ns for record in finished.values()}
-
-    report = job.ingest(source, corpus, options)
-    assert {name: (corpus / name).stat().st_mtime_ns for name in before} == before
-    records = read_shards(store, read_manifest(store).pages)
-    assert all(records[index] == record for index, record in finished.items())
-
-    whole = prepare(source, tmp_path / "whole", options)
-    for index in range(whole.plan.shards):
-        build.build_shard(whole.store, whole.plan, whole.source, index)
-    assert job.run(whole).root == report.root == Corpus.open(corpus).root
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
