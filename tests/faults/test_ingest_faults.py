@@ -64,7 +64,7 @@ def test_whatever_is_killed_the_same_command_ends_with_the_same_root(
 
 def test_ctrl_c_ends_with_one_line_and_nothing_that_looks_whole(cli_environment: dict[str, str], tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
-    process = begin(pictures(tmp_path / "source", 180, 320), corpus, cli_environment)
+    process = begin(pictures(tmp_path / "source", 1_200, 320), corpus, cli_environment)  # seconds of work, to be interrupted
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130, stderr.decode()
