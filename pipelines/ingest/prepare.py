@@ -76,7 +76,8 @@ def prepare_append(source: str | Path, dest: str | Path, options: IngestOptions)
     """Plan the inputs of a source whose keys the corpus has never seen; where there are none, report on it as it is.
 
     Raises:
-        As `prepare`, FileNotFoundError where there is no corpus yet, and ValueError for options that it was not made with.
+        As `prepare`, FileNotFoundError where there is no corpus yet, and ValueError for options that it was not made with, or
+        where a file that it has now goes by another key: its rows would be in twice.
     """
     opened, store = open_both(source, dest, options)
     manifest = read_manifest(store)
@@ -85,6 +86,13 @@ def prepare_append(source: str | Path, dest: str | Path, options: IngestOptions)
     new = [item for item in opened.items() if item.key not in known]
     if not new:
         return IngestReport.of(manifest)
+    files = {file: key for plan in manifest.plans for file, key in plan_files(store, plan.id)}
+    for item in new:
+        if item.nbytes is not None and (before := files.get((item.image, item.nbytes))) is not None:
+            raise ValueError(
+                f"{item.image} is in {dest} under the key {before!r}, and the source now calls it {item.key!r}; "
+                "ingest what is new from a place of its own, or all into a fresh folder"
+            )
     return further(opened, source, store, manifest, new, options, "append", {})
 
 
@@ -211,6 +219,15 @@ def plan_keys(store: Store, plan_id: str) -> list[str]:
     with store.open(input_name(plan_id)) as file:
         keys: list[str] = pq.read_table(file, columns=["key"]).column("key").to_pylist()
     return keys
+
+
+def plan_files(store: Store, plan_id: str) -> Iterator[tuple[tuple[str, int], str]]:
+    """The inputs of a plan as ((reference, size), key), where the size is known."""
+    with store.open(input_name(plan_id)) as file:
+        table = pq.read_table(file, columns=["key", "image", "nbytes"])
+    for key, image, nbytes in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        if nbytes is not None:
+            yield (image, nbytes), key
 
 
 def rejected_keys(store: Store, manifest: Manifest) -> dict[str, tuple[str, str]]:

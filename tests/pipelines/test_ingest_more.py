@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -210,3 +211,19 @@ def test_an_ingest_that_keeps_nothing_is_no_success(tmp_path: Path, capsys: pyte
     assert ended.value.exit_code == 1
     assert "nothing was kept of 1 inputs" in printed.err
     assert '"errors": 1' in printed.out
+
+
+def test_tars_whose_keys_shift_when_one_joins_them_are_refused_rather_than_taken_twice(tmp_path: Path) -> None:
+    def tar(name: str, pictures: list[str]) -> None:
+        with tarfile.open(tmp_path / "tars" / name, "w") as archive:
+            for number, picture in enumerate(pictures):
+                archive.add(tmp_path / "source/images" / picture, f"{number}.png")
+
+    photos(tmp_path / "source", ["a", "b", "c"])
+    (tmp_path / "tars").mkdir()
+    tar("one.tar", ["a", "b"])
+    corpus = ingest_alone(tmp_path / "tars", tmp_path / "corpus")
+    tar("two.tar", ["c"])
+    with pytest.raises(ValueError, match=r"one\.tar#0\.png.* is in .* under the key '0', and the source now calls it 'one"):
+        prepare_append(tmp_path / "tars", corpus, IngestOptions())
+    assert Corpus.open(corpus).rows == 2
