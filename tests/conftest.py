@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
 
 from tests.s3 import s3, s3_server
 
 __all__ = ["s3", "s3_server"]  # fixtures
 CHECKOUT = Path(__file__).resolve().parent.parent
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
+InlineCommandLine = Callable[..., Result]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -102,5 +104,24 @@ def cli(cli_environment: dict[str, str], tmp_path: Path) -> CommandLine:
             text=True,
             timeout=timeout_s,
         )
+
+    return run
+
+
+@pytest.fixture
+def cli_inline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InlineCommandLine:
+    """The same command line in this process, for what ends before any work: it imports torch once, not once a case.
+
+    `exit_code`, `stdout` and `stderr` come back; whatever would be a traceback is raised.
+    """
+
+    def run(*arguments: object) -> Result:
+        from sightline.cli import app
+
+        monkeypatch.chdir(tmp_path)
+        done = CliRunner().invoke(app, [*map(str, arguments)])
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return done
 
     return run

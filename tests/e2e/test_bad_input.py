@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import CommandLine
+from tests.conftest import CommandLine, InlineCommandLine
 from tests.corpora import digits_source, ingest_alone
 
 
@@ -26,10 +26,6 @@ MISTAKES = {
     "a value of the wrong type": (["train", "clip_demo", "corpus={corpus}", "steps=many"], "valid integer"),
     "no assignment": (["train", "clip_demo", "corpus={corpus}", "steps"], "write key=value"),
     "a batch larger than the corpus": (["train", "clip_demo", "corpus={corpus}"], "fewer than one global batch"),
-    "workers that do not divide the batch": (
-        ["train", "clip_demo", "corpus={corpus}", "global_batch=25", "--workers", "2"],
-        "does not split evenly over 2 workers; give --workers 1",
-    ),
     "an unknown split": (["train", "clip_demo", "corpus={corpus}", "split=dev"], "train"),
     "a locked tower without weights": (["train", "lit_small", "corpus={corpus}", "global_batch=8"], "model.pretrained_image=PATH"),
     "missing pretrained weights": (
@@ -44,26 +40,39 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_costs_one_line(mistake: str, cli: CommandLine, tmp_path: Path, corpus: Path) -> None:
+def test_a_mistake_costs_one_line(mistake: str, cli_inline: InlineCommandLine, tmp_path: Path, corpus: Path) -> None:
     (tmp_path / "empty").mkdir()
     arguments, remedy = MISTAKES[mistake]
-    done = cli(*(argument.format(corpus=corpus) for argument in arguments))
-    assert done.returncode == 2, done.stdout + done.stderr
+    done = cli_inline(*(argument.format(corpus=corpus) for argument in arguments))
+    assert done.exit_code == 2, done.output
     assert remedy in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [("ingest", "no-such-folder", "out"), ("train", "no_such_recipe", "corpus=x")])
+def test_as_a_process_it_is_one_line_too(arguments: tuple[str, ...], cli: CommandLine, tmp_path: Path) -> None:
+    done = cli(*arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"sightline {arguments[0]}: ") and not list(tmp_path.iterdir())
+
+
+def test_workers_that_do_not_divide_the_batch(cli: CommandLine, tmp_path: Path, corpus: Path) -> None:
+    done = cli("train", "clip_demo", f"corpus={corpus}", "global_batch=25", "--workers", "2")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "does not split evenly over 2 workers; give --workers 1" in done.stderr and not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
     ("table", "remedy"),
     [("picture,words\na.jpg,hello\n", "image"), ("image,caption\n", "lists no images"), ("", "captions.csv")],
 )
-def test_a_table_that_does_not_fit_names_what_is_expected(table: str, remedy: str, cli: CommandLine, tmp_path: Path) -> None:
+def test_a_table_that_does_not_fit_names_what_is_expected(
+    table: str, remedy: str, cli_inline: InlineCommandLine, tmp_path: Path
+) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "captions.csv").write_text(table)
-    done = cli("ingest", "source", "out")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert remedy in done.stderr
+    done = cli_inline("ingest", "source", "out")
+    assert done.exit_code == 2 and remedy in done.stderr
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 

@@ -7,13 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import httpx
 import pytest
 
+from tests.conftest import InlineCommandLine
 from tests.serve.conftest import free_port
 
 
@@ -26,10 +25,10 @@ from tests.serve.conftest import free_port
     ],
 )
 def test_the_command_refuses_in_one_line(
-    cli: Callable[..., CompletedProcess[str]], model_folder: Path, arguments: list[str], says: str
+    cli_inline: InlineCommandLine, model_folder: Path, arguments: list[str], says: str
 ) -> None:
-    done = cli("serve", *(argument.format(model=model_folder) for argument in arguments))
-    assert done.returncode == 2
+    done = cli_inline("serve", *(argument.format(model=model_folder) for argument in arguments))
+    assert done.exit_code == 2
     (line,) = [line for line in done.stderr.splitlines() if not line.startswith("starting")]
     assert says in line
 
