@@ -10,14 +10,13 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from sightline.models.losses import info_nce, word_loss
+from sightline.models.losses import Share, info_nce, sigmoid_loss, word_loss
 from sightline.models.text import Tokenizer
 from sightline.models.towers import Towers
 
@@ -28,10 +27,8 @@ LossFunction = Callable[[Towers, Tensor, Sequence[str]], Tensor]
 class Objective(Protocol):
     """The one signature of every objective."""
 
-    def prepare(
-        self, tokenizer: Tokenizer, group: dist.ProcessGroup | None, all_captions: Callable[[], Iterable[str]]
-    ) -> LossFunction:
-        """The loss as a function of (towers, the image tower's input [b, ...], captions).
+    def prepare(self, tokenizer: Tokenizer, share: Share, all_captions: Callable[[], Iterable[str]]) -> LossFunction:
+        """The loss as a function of (towers, the image tower's input [b, ...], captions); `share` says which rows b are.
 
         `all_captions` goes through every caption of the training selection, for objectives that need to know them.
         """
@@ -39,9 +36,10 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Contrastive:
-    """Symmetric InfoNCE over the global batch, optionally with a word loss beside it.
+    """A contrastive loss over the global batch, optionally with a word loss beside it.
 
     Attributes:
+        loss: `info_nce` (CLIP) or `sigmoid` (SigLIP; the model needs `init_logit_bias`).
         equal_captions_are_no_negatives: rows whose captions are equal do not push each other away.
         word_groups: groups of alternatives ("red", "green", ...); each gives a `word_loss`.
         word_weight: weight of the mean word loss beside InfoNCE.
@@ -50,14 +48,13 @@ class Contrastive:
             is; without this, "red, so not three" is learnt as a rule.
     """
 
+    loss: Literal["info_nce", "sigmoid"] = "info_nce"
     equal_captions_are_no_negatives: bool = False
     word_groups: tuple[tuple[str, ...], ...] = ()
     word_weight: float = 0.5
     unseen_pairs_are_no_negatives: bool = False
 
-    def prepare(
-        self, tokenizer: Tokenizer, group: dist.ProcessGroup | None, all_captions: Callable[[], Iterable[str]]
-    ) -> LossFunction:
+    def prepare(self, tokenizer: Tokenizer, share: Share, all_captions: Callable[[], Iterable[str]]) -> LossFunction:
         words = [word for alternatives in self.word_groups for word in alternatives]
         sizes = [len(alternatives) for alternatives in self.word_groups]
         word_tokens_GT = tokenizer(words) if words else None
@@ -68,13 +65,16 @@ class Contrastive:
         def loss(towers: Towers, inputs: Tensor, captions: Sequence[str]) -> Tensor:
             tokens_bT = tokenizer(list(captions)).to(inputs.device)
             texts_T = tokens_bT if word_tokens_GT is None else torch.cat([tokens_bT, word_tokens_GT.to(inputs.device)])
-            image_bD, text_D, _ = towers(inputs, texts_T)
+            image_bD, text_D, *_ = towers(inputs, texts_T)
             # The towers normalise in their own precision; the loss wants unit rows in float32.
             image_bD, text_D = F.normalize(image_bD.float(), dim=-1), F.normalize(text_D.float(), dim=-1)
             text_bD, word_GD = text_D[: len(captions)], text_D[len(captions) :]
             scale = towers.logit_scale.float().exp()
             same_as_b = caption_ids(tokens_bT) if self.equal_captions_are_no_negatives else None
-            total = info_nce(image_bD, text_bD, scale, group, same_as_b)
+            if self.loss == "sigmoid":
+                total = sigmoid_loss(image_bD, text_bD, scale, towers.logit_bias.float(), share, same_as_b)
+            else:
+                total = info_nce(image_bD, text_bD, scale, share, same_as_b)
             if words:
                 present_bG = words_present(captions, words)
                 left_out_bG = torch.zeros_like(present_bG)
@@ -86,7 +86,7 @@ class Contrastive:
                     left_out_bG.to(inputs.device).split(sizes, dim=1),
                     strict=True,
                 )
-                per_group = [word_loss(image_bD, w_GD, in_bG, scale, group, out_bG) for w_GD, in_bG, out_bG in parts]
+                per_group = [word_loss(image_bD, w_GD, in_bG, scale, share, out_bG) for w_GD, in_bG, out_bG in parts]
                 total = total + self.word_weight * torch.stack(per_group).mean()
             return total
 

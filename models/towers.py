@@ -35,6 +35,7 @@ class ModelConfig:
         tokenizer: name of the tokenizer, see `text.get_tokenizer`.
         templates: default prompts for zero-shot use.
         init_logit_scale: initial log of the inverse temperature (CLIP: log(1/0.07)).
+        init_logit_bias: initial bias of all logits, for the sigmoid loss (SigLIP: -10); None for none.
         pretrained_image: a local checkpoint for the timm image trunk (safetensors), by path; "" trains from scratch.
         pretrained_image_sha256: its digest, filled in when a run is resolved.
         lock_image: keep the trunk as loaded and train only its projection (LiT, Zhai et al. 2022).
@@ -47,6 +48,7 @@ class ModelConfig:
     tokenizer: str = OPEN_CLIP_BPE
     templates: tuple[str, ...] = PLAIN_TEMPLATES
     init_logit_scale: float = log(1 / 0.07)
+    init_logit_bias: float | None = None
     pretrained_image: str = ""
     pretrained_image_sha256: str = ""
     lock_image: bool = False
@@ -70,6 +72,7 @@ def build(config: ModelConfig) -> Towers:
             vision_cfg=dict(config.vision),
             text_cfg={"layers": 1, "width": 64, "heads": 1, "vocab_size": 1} if bag_of_words else text,
             init_logit_scale=config.init_logit_scale,
+            init_logit_bias=config.init_logit_bias,
             nonscalar_logit_scale=True,
         )
     except (TypeError, RuntimeError) as error:  # unknown keys and unknown timm names

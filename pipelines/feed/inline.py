@@ -1,7 +1,7 @@
 """Each worker reads its own part of every global batch straight from the memory-mapped corpus, ahead of time, in threads.
 
 What a batch holds is decided by `order.rows_at` and by one generator per (seed, epoch, row); threads and workers only decide when
-it is ready. So batch k is the same set of inputs at any world size: rank r of W holds its rows kB + rB/W to kB + (r+1)B/W.
+it is ready. So batch k, the positions kB to (k+1)B, is the same at any world size: each rank holds its own slice of it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class InlineFeed:
     Attributes:
         rows: the corpus rows that the run trains on.
         key: what the order depends on (root, split, seed).
-        global_batch: B, over all ranks; divisible by `world`.
+        global_batch: B, over all ranks.
+        own: the places in each batch that are this rank's; None: all.
         threads: how many samples are loaded at once.
         ahead: how many batches are prepared in advance.
     """
@@ -74,15 +75,14 @@ class InlineFeed:
     rows: NDArray[np.int64]
     key: str
     global_batch: int
-    rank: int = 0
-    world: int = 1
+    own: slice | None = None
     threads: int = 2
     ahead: int = 2
 
     def positions(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Corpus rows and epochs of this rank's part of the global batch at `step`."""
-        own = self.global_batch // self.world
-        index, epoch = rows_at(step * self.global_batch + self.rank * own, own, len(self.rows), self.key)
+        first, end, _ = (self.own or slice(None)).indices(self.global_batch)
+        index, epoch = rows_at(step * self.global_batch + first, end - first, len(self.rows), self.key)
         return self.rows[index], epoch
 
     def batches(self, first: int, last: int) -> Iterator[tuple[Tensor, list[str]]]:

@@ -65,11 +65,10 @@ def run(spec: RunSpec, launch: Launch, show: Callable[[Step], None] = lambda ste
         ValueError: what the spec asks for cannot be done (the message of the worker that found out).
         RuntimeError: training failed for another reason; the checkpoints stay.
     """
-    if spec.global_batch % launch.workers:
-        even = [n for n in range(1, launch.workers) if spec.global_batch % n == 0][-1]
+    if spec.global_batch < launch.workers:
         raise ValueError(
-            f"global_batch={spec.global_batch} does not split evenly over {launch.workers} workers; give --workers {even}, "
-            f"or a global_batch that {launch.workers} divides"
+            f"global_batch={spec.global_batch} gives {launch.workers} workers nothing to do; give --workers {spec.global_batch}, "
+            "or a larger global_batch"
         )
     artifact = launch.run_dir / "artifact"
     start = newest(launch.run_dir / "checkpoints", spec.run_id)

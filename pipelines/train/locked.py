@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sightline.models.codec import decode_rgb
-from sightline.models.losses import gather
+from sightline.models.losses import Share
 from sightline.models.towers import ModelConfig, Towers
 from sightline.pipelines.corpus.reader import Corpus
 
@@ -65,16 +65,15 @@ def features(
 def _compute(
     trunk: nn.Module, corpus: Corpus, rows: NDArray[np.int64], config: ModelConfig, path: Path, device: torch.device
 ) -> None:
-    rank, world = dist.get_rank(), dist.get_world_size()
-    # Every rank takes equally many, so that they can be gathered; the last ones are taken twice and dropped again.
-    padded = np.resize(rows, -(-len(rows) // world) * world).reshape(world, -1)
-    own = []
+    share = Share.of(len(rows), dist.group.WORLD)
+    own = rows[share.own]
+    found = []
     with torch.inference_mode():
-        for part in np.array_split(padded[rank], max(1, padded.shape[1] // BATCH)):
+        for part in np.array_split(own, max(1, len(own) // BATCH)):
             pixels = torch.stack([config.preprocess.pixels(decode_rgb(corpus.image(int(row)))) for row in part])
-            own.append(trunk(config.preprocess.normalise(pixels.to(device))).float().cpu())
-    every = gather(torch.cat(own).clone().to(device), dist.group.WORLD).cpu()[: len(rows)]
-    if rank == 0:
+            found.append(trunk(config.preprocess.normalise(pixels.to(device))).float())
+    every = share.gather(torch.cat(found).clone()).cpu()
+    if share.rank == 0:
         temporary = path.with_suffix(".tmp")
         save_file({"rows": torch.from_numpy(rows), "features": every}, temporary)
         temporary.replace(path)

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from sightline.models.losses import Share
 from sightline.models.sharding import REPLICATED, clip_gradients, reduce_replicated, shard
 from sightline.models.text import get_tokenizer
 from sightline.models.towers import Towers, build
@@ -52,13 +53,16 @@ def train(
         The steps that this call did (none if it only had to finish).
 
     Raises:
-        ValueError: the global batch does not split evenly over the workers.
+        ValueError: there are more workers than pairs in a global batch.
         FloatingPointError: a loss that is not finite; the last checkpoint stays as it was.
     """
     rank, world, group = dist.get_rank(), dist.get_world_size(), dist.group.WORLD
     assert group is not None
-    if spec.global_batch % world:
-        raise ValueError(f"global_batch={spec.global_batch} does not split evenly over {world} workers")
+    if spec.global_batch < world:
+        raise ValueError(
+            f"global_batch={spec.global_batch} gives {world} workers nothing to do; give at most {spec.global_batch} workers"
+        )
+    share = Share.of(spec.global_batch, group)
     device = torch.device("cuda", torch.cuda.current_device()) if launch.gpus else torch.device("cpu")
 
     if spec.precision == "bf16" and launch.gpus and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -79,9 +83,9 @@ def train(
     else:
         features = locked.features(trunk, corpus, rows, spec.model, launch.run_dir, device)
         load = feature_loader(corpus, features, spec.data.augment, spec.order_key)
-    feed = InlineFeed(load, rows, spec.order_key, spec.global_batch, rank, world, threads=max(2, launch.threads))
+    feed = InlineFeed(load, rows, spec.order_key, spec.global_batch, share.own, threads=max(2, launch.threads))
     tokenizer = get_tokenizer(spec.model.tokenizer, spec.model.context_length)
-    loss_of = spec.objective.prepare(tokenizer, group, lambda: (text for row in rows for text in corpus.captions(int(row))))
+    loss_of = spec.objective.prepare(tokenizer, share, lambda: (text for row in rows for text in corpus.captions(int(row))))
 
     # -- where to start
     folder = launch.run_dir / "checkpoints"

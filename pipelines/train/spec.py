@@ -144,6 +144,11 @@ def check_ranges(spec: RunSpec) -> None:
             raise ValueError(f"{name}={value}; give at least 1")
     if not (isfinite(spec.optim.lr) and spec.optim.lr > 0):
         raise ValueError(f"optim.lr={spec.optim.lr}; give a positive number")
+    if (spec.objective.loss == "sigmoid") != (spec.model.init_logit_bias is not None):
+        raise ValueError(
+            f"objective.loss={spec.objective.loss} and model.init_logit_bias={spec.model.init_logit_bias} do not go together; "
+            "the sigmoid loss begins with a bias (SigLIP: model.init_logit_bias=-10), info_nce has none"
+        )
     augment = spec.data.augment
     for name in ("flip", "grey", "word_drop", "feature_drop"):
         if not 0 <= getattr(augment, name) < (1 if name.endswith("drop") else 1.000001):

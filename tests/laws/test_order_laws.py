@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sightline.models.losses import Share
 from sightline.pipelines.feed.inline import InlineFeed, caption_of
 from sightline.pipelines.feed.order import permute, rows_at
 
@@ -32,13 +33,16 @@ def test_a_stretch_may_cross_epochs(size: int, first: int, count: int) -> None:
     assert list(zip(rows.tolist(), epochs.tolist(), strict=True)) == plain
 
 
-@given(st.integers(1, 60), st.integers(0, 20), st.sampled_from([1, 2, 3, 4, 6]))
+@given(st.integers(1, 60), st.integers(0, 20), st.integers(1, 12))
 def test_the_ranks_parts_are_the_one_process_batch(size: int, step: int, world: int) -> None:
-    def feed(rank: int, world: int) -> InlineFeed:
-        return InlineFeed(lambda row, epoch: (np.empty(0), ""), np.arange(size) * 10, "k", 12, rank, world)  # type: ignore[arg-type, return-value]
+    counts = Share.of(12).counts if world == 1 else tuple((r + 1) * 12 // world - r * 12 // world for r in range(world))
+    assert sum(counts) == 12 and max(counts) - min(counts) <= 1
 
-    alone = feed(0, 1).positions(step)
-    parts = [feed(rank, world).positions(step) for rank in range(world)]
+    def feed(own: slice | None) -> InlineFeed:
+        return InlineFeed(lambda row, epoch: (np.empty(0), ""), np.arange(size) * 10, "k", 12, own)  # type: ignore[arg-type, return-value]
+
+    alone = feed(None).positions(step)
+    parts = [feed(Share(counts, rank).own).positions(step) for rank in range(world)]
     for i in range(2):
         np.testing.assert_array_equal(np.concatenate([part[i] for part in parts]), alone[i])
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from sightline.models.losses import Share
 from sightline.models.objectives import Contrastive
 from sightline.models.preprocess import Preprocess
 from sightline.models.sharding import blocks, clip_gradients, grad_norm, reduce_replicated, shard
@@ -53,11 +54,12 @@ def gradients_of(config: ModelConfig, sharded: bool) -> dict[str, Tensor]:
     torch.manual_seed(0)
     towers = build(config)
     image = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    rank, world, group = (dist.get_rank(), dist.get_world_size(), dist.group.WORLD) if sharded else (0, 1, None)
+    world, group = (dist.get_world_size(), dist.group.WORLD) if sharded else (1, None)
     if sharded:
         shard(towers, init_device_mesh("cpu", (world,)), bf16=False)
-    own = slice(rank * 8 // world, (rank + 1) * 8 // world)
-    loss = OBJECTIVE.prepare(get_tokenizer(config.tokenizer, 12), group, lambda: CAPTIONS)(towers, image[own], CAPTIONS[own])
+    share = Share.of(8, group)
+    own = share.own
+    loss = OBJECTIVE.prepare(get_tokenizer(config.tokenizer, 12), share, lambda: CAPTIONS)(towers, image[own], CAPTIONS[own])
     loss.backward()
     reduce_replicated(towers, group)
     found = {"norm": grad_norm(towers, group)}

@@ -84,7 +84,7 @@ def test_world_size_and_interruption_change_nothing(digits: Corpus, tmp_path: Pa
     assert load_model(str(launches[0].run_dir)).classes == digits.classes
 
 
-def uneven(spec: RunSpec, launch: Launch) -> str:
+def refused(spec: RunSpec, launch: Launch) -> str:
     try:
         run(spec, launch)
     except ValueError as error:
@@ -92,10 +92,10 @@ def uneven(spec: RunSpec, launch: Launch) -> str:
     return ""
 
 
-def test_an_uneven_batch_is_refused(digits: Corpus, tmp_path: Path) -> None:
-    spec = replace(spec_for(digits), global_batch=25)
-    messages = on_ranks(2, tmp_path / "r", uneven, spec, Launch(tmp_path / "run"))
-    assert all("does not split evenly over 2 workers" in message for message in messages)
+def test_a_worker_without_a_row_is_refused(digits: Corpus, tmp_path: Path) -> None:
+    spec = replace(spec_for(digits), global_batch=1)
+    messages = on_ranks(2, tmp_path / "r", refused, spec, Launch(tmp_path / "run"))
+    assert all("gives 2 workers nothing to do; give at most 1" in message for message in messages)
 
 
 def test_checkpoints_without_their_marker_do_not_count(tmp_path: Path) -> None:
