@@ -62,6 +62,11 @@ class Share:
         """W / B: what a sum over own rows is multiplied by so that the mean over ranks is the mean over all rows."""
         return len(self.counts) / self.total
 
+    def parts(self, at_once: int | None) -> list[int]:
+        """The bounds, from 0 to b, of parts of own rows; every rank has equally many, because collectives run in each."""
+        count = 1 if at_once is None else min(-(-max(self.counts) // at_once), min(self.counts))
+        return [part * self.counts[self.rank] // count for part in range(count + 1)]
+
     def gather(self, rows_bX: Tensor) -> Tensor:
         """All ranks' rows [B, ...] in order, without gradient."""
         assert len(rows_bX) == self.counts[self.rank]

@@ -1,7 +1,7 @@
 """Objectives: what training minimises. Each is a small frozen class, called with the towers and this rank's part of a global batch.
 
-`prepare` turns the objective's own texts into tokens once; the call returns a scalar whose average over ranks is the loss over
-the global batch. Legend: b rows of this rank, D embedding, G words, T tokens.
+`prepare` turns the objective's own texts into tokens once; what it returns runs forward and backward, and its result's average
+over ranks is the loss over the global batch. Legend: b rows of this rank, D embedding, G words, T tokens.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal, Protocol
 
@@ -16,21 +17,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sightline.models import grad_cache
 from sightline.models.losses import Share, info_nce, sigmoid_loss, word_loss
+from sightline.models.sharding import synchronise
 from sightline.models.text import Tokenizer
 from sightline.models.towers import Towers
 
 WORD = re.compile(r"\w+")
-LossFunction = Callable[[Towers, Tensor, Sequence[str]], Tensor]
+# Called with the first of some rows' places in the global batch before those go through the towers.
+Seed = Callable[[int], object]
+
+
+class Backward(Protocol):
+    """A forward and a backward pass over this rank's rows."""
+
+    def __call__(self, towers: Towers, inputs: Tensor, captions: Sequence[str], seed: Seed) -> Tensor:
+        """The loss; its gradient is added to the parameters' own.
+
+        Args:
+            inputs: the image tower's, [b, ...].
+            seed: sets torch's generators, so that dropout draws the same for the same rows when they go through again (and at
+                any world size whose parts begin at the same places).
+        """
 
 
 class Objective(Protocol):
     """The one signature of every objective."""
 
-    def prepare(self, tokenizer: Tokenizer, share: Share, all_captions: Callable[[], Iterable[str]]) -> LossFunction:
-        """The loss as a function of (towers, the image tower's input [b, ...], captions); `share` says which rows b are.
+    def prepare(
+        self, tokenizer: Tokenizer, share: Share, all_captions: Callable[[], Iterable[str]], at_once: int | None
+    ) -> Backward:
+        """Everything that is the same for every batch, done once.
 
-        `all_captions` goes through every caption of the training selection, for objectives that need to know them.
+        Args:
+            share: which rows of a global batch are this rank's.
+            all_captions: every caption of the training selection, for objectives that need to know them.
+            at_once: at most so many rows go through the towers together (GradCache); None: all.
         """
 
 
@@ -54,43 +76,62 @@ class Contrastive:
     word_weight: float = 0.5
     unseen_pairs_are_no_negatives: bool = False
 
-    def prepare(self, tokenizer: Tokenizer, share: Share, all_captions: Callable[[], Iterable[str]]) -> LossFunction:
+    def prepare(
+        self,
+        tokenizer: Tokenizer,
+        share: Share,
+        all_captions: Callable[[], Iterable[str]],
+        at_once: int | None = None,
+    ) -> Backward:
         words = [word for alternatives in self.word_groups for word in alternatives]
         sizes = [len(alternatives) for alternatives in self.word_groups]
         word_tokens_GT = tokenizer(words) if words else None
+        bounds = share.parts(at_once)
         strangers_GG = None
         if words and self.unseen_pairs_are_no_negatives:
             strangers_GG = strangers(all_captions(), self.word_groups)
 
-        def loss(towers: Towers, inputs: Tensor, captions: Sequence[str]) -> Tensor:
-            tokens_bT = tokenizer(list(captions)).to(inputs.device)
-            texts_T = tokens_bT if word_tokens_GT is None else torch.cat([tokens_bT, word_tokens_GT.to(inputs.device)])
-            image_bD, text_D, *_ = towers(inputs, texts_T)
-            # The towers normalise in their own precision; the loss wants unit rows in float32.
-            image_bD, text_D = F.normalize(image_bD.float(), dim=-1), F.normalize(text_D.float(), dim=-1)
-            text_bD, word_GD = text_D[: len(captions)], text_D[len(captions) :]
-            scale = towers.logit_scale.float().exp()
-            same_as_b = caption_ids(tokens_bT) if self.equal_captions_are_no_negatives else None
-            if self.loss == "sigmoid":
-                total = sigmoid_loss(image_bD, text_bD, scale, towers.logit_bias.float(), share, same_as_b)
-            else:
-                total = info_nce(image_bD, text_bD, scale, share, same_as_b)
-            if words:
-                present_bG = words_present(captions, words)
-                left_out_bG = torch.zeros_like(present_bG)
-                if strangers_GG is not None:
-                    left_out_bG = (present_bG.float() @ strangers_GG.float() > 0) & ~present_bG
-                parts = zip(
-                    word_GD.split(sizes),
-                    present_bG.to(inputs.device).split(sizes, dim=1),
-                    left_out_bG.to(inputs.device).split(sizes, dim=1),
-                    strict=True,
-                )
-                per_group = [word_loss(image_bD, w_GD, in_bG, scale, share, out_bG) for w_GD, in_bG, out_bG in parts]
-                total = total + self.word_weight * torch.stack(per_group).mean()
-            return total
+        def word_part(image_bD: Tensor, word_GD: Tensor, captions: Sequence[str], scale: Tensor) -> Tensor:
+            """The mean word loss over the groups."""
+            present_bG = words_present(captions, words)
+            left_out_bG = torch.zeros_like(present_bG)
+            if strangers_GG is not None:
+                left_out_bG = (present_bG.float() @ strangers_GG.float() > 0) & ~present_bG
+            device = image_bD.device
+            parts = zip(
+                word_GD.split(sizes),
+                present_bG.to(device).split(sizes, dim=1),
+                left_out_bG.to(device).split(sizes, dim=1),
+                strict=True,
+            )
+            per_group = [word_loss(image_bD, w_GD, in_bG, scale, share, out_bG) for w_GD, in_bG, out_bG in parts]
+            return torch.stack(per_group).mean()
 
-        return loss
+        def run(towers: Towers, inputs: Tensor, captions: Sequence[str], seed: Seed) -> Tensor:
+            tokens_bT = tokenizer(list(captions)).to(inputs.device)
+            same_as_b = caption_ids(tokens_bT) if self.equal_captions_are_no_negatives else None
+            # The words follow the captions through the text tower, with the last part.
+            texts_T = tokens_bT if word_tokens_GT is None else torch.cat([tokens_bT, word_tokens_GT.to(inputs.device)])
+
+            def part(start: int, end: int) -> tuple[Tensor, Tensor]:
+                seed(share.own.start + start)
+                image_D, text_D, *_ = towers(inputs[start:end], texts_T[start : None if end == len(inputs) else end])
+                # The towers normalise in their own precision; the loss wants unit rows in float32.
+                return F.normalize(image_D.float(), dim=-1), F.normalize(text_D.float(), dim=-1)
+
+            def loss(image_bD: Tensor, text_D: Tensor) -> Tensor:
+                text_bD, word_GD = text_D[: len(captions)], text_D[len(captions) :]
+                scale = towers.logit_scale.float().exp()
+                if self.loss == "sigmoid":
+                    total = sigmoid_loss(image_bD, text_bD, scale, towers.logit_bias.float(), share, same_as_b)
+                else:
+                    total = info_nce(image_bD, text_bD, scale, share, same_as_b)
+                return total + self.word_weight * word_part(image_bD, word_GD, captions, scale) if words else total
+
+            parts = [partial(part, start, end) for start, end in pairwise(bounds)]
+            return grad_cache.backward(parts, loss, partial(synchronise, towers))
+
+        return run
 
 
 def strangers(captions: Iterable[str], word_groups: Sequence[Sequence[str]]) -> Tensor:

@@ -1,23 +1,64 @@
-"""FSDP2 over both towers: each block is sharded on its own, then the root takes what is left.
+"""Sharding by FSDP2: each block of both towers on its own, then the root takes what is left. One mechanism, three strategies:
+
+    fsdp    every rank holds 1/W of weights, gradients and optimizer state; least memory, most traffic
+    hsdp    sharded over the ranks of a machine, replicated over machines (Zhao et al. 2023): slow links carry gradients only
+    ddp     replicated everywhere: FSDP over shards of size one, so that checkpoints and clipping know one kind of tensor
 
 The root is called through `forward` only, so that every gather and every reduction happens; calling a tower by itself on sharded
-weights fails loudly ("mixed Tensor and DTensor"). The logit scale stays outside: a bf16 policy would round it (14.2857 → 14.25), so
-it is a plain replicated fp32 parameter whose gradient `reduce_replicated` averages.
+weights fails loudly ("mixed Tensor and DTensor"). The logit scale and bias stay outside: a bf16 policy would round them (14.2857 →
+14.25), so they are plain replicated fp32 parameters whose gradients `reduce_replicated` averages.
 """
 
 from __future__ import annotations
 
+from typing import Literal, cast
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from sightline.models.towers import Towers
 
+Strategy = Literal["ddp", "fsdp", "hsdp"]
 REPLICATED = ("logit_scale", "logit_bias")
 BLOCK_LISTS = ("resblocks", "blocks", "stages", "layers")  # open_clip's name, then timm's
+STATE_BYTES = 16  # a parameter: weight, gradient and AdamW's two moments in fp32
+
+
+def choose(parameters: int, worker_bytes: int, world: int, per_machine: int) -> tuple[Strategy, str]:
+    """The cheapest strategy whose weights, gradients and optimizer state take at most a quarter of a worker's memory; and why.
+
+    Args:
+        parameters: how many there are in both towers.
+        worker_bytes: memory of one worker's device.
+        world, per_machine: workers in all, and on one machine.
+    """
+    state, budget = STATE_BYTES * parameters, worker_bytes / 4
+    need = f"{gigabytes(state)} of weights, gradients and optimizer state"
+    if state <= budget:
+        return "ddp", f"{need} fit whole in a quarter of {gigabytes(worker_bytes)}"
+    if per_machine < world and world % per_machine == 0 and state / per_machine <= budget:
+        return "hsdp", f"{need} fit a quarter of {gigabytes(worker_bytes)} when the {per_machine} workers of a machine share them"
+    return "fsdp", f"{need} exceed a quarter of {gigabytes(worker_bytes)}, so all {world} workers share them"
+
+
+def gigabytes(count: float) -> str:
+    return f"{count / 1e9:.3g} GB"
+
+
+def make_mesh(strategy: Strategy, device_type: str, world: int, per_machine: int) -> DeviceMesh:
+    """The ranks as [replicas, shards].
+
+    Raises:
+        ValueError: hsdp on machines with unequally many workers.
+    """
+    shards = {"ddp": 1, "fsdp": world, "hsdp": per_machine}[strategy]
+    if world % shards:
+        raise ValueError(f"hsdp needs as many workers on each machine, and {world} are no multiple of {shards}; take fsdp")
+    return init_device_mesh(device_type, (world // shards, shards), mesh_dim_names=("replicate", "shard"))
 
 
 def blocks(towers: Towers) -> list[nn.Module]:
@@ -50,6 +91,13 @@ def shard(towers: Towers, mesh: DeviceMesh, *, bf16: bool) -> Towers:
     return towers
 
 
+def synchronise(towers: nn.Module, last: bool) -> None:
+    """Whether the next backward reduces gradients over the ranks: of several that add up, only the last one does."""
+    if isinstance(towers, FSDPModule):
+        towers.set_requires_gradient_sync(last)
+        towers.set_is_last_backward(last)
+
+
 def reduce_replicated(towers: Towers, group: dist.ProcessGroup | None) -> None:
     """Average the replicated parameters' gradients over the ranks, as FSDP does with the sharded ones."""
     for parameter in replicated(towers):
@@ -58,23 +106,20 @@ def reduce_replicated(towers: Towers, group: dist.ProcessGroup | None) -> None:
             parameter.grad /= dist.get_world_size(group)
 
 
-def grad_norm(towers: Towers, group: dist.ProcessGroup | None) -> Tensor:
-    """The global L2 norm of all gradients, sharded and replicated, as one process would compute it."""
-    device = next(towers.parameters()).device
-    sharded, whole = torch.zeros((), device=device), torch.zeros((), device=device)
-    for parameter in towers.parameters():
-        if isinstance(parameter.grad, DTensor):
-            sharded += parameter.grad.to_local().float().square().sum()
-        elif parameter.grad is not None:
-            whole += parameter.grad.float().square().sum()
-    if group is not None:
-        dist.all_reduce(sharded, group=group)
-    return (sharded + whole).sqrt()
+def grad_norm(towers: Towers) -> Tensor:
+    """The global L2 norm of all gradients, sharded and replicated, as one process would compute it; the same on all ranks."""
+    gradients = [parameter.grad for parameter in towers.parameters() if parameter.grad is not None]
+    sharded = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
+    whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+    norms = [nn.utils.get_total_norm(whole)] if whole else []
+    if sharded:
+        norms.append(cast(DTensor, nn.utils.get_total_norm(sharded)).full_tensor())
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
-def clip_gradients(towers: Towers, group: dist.ProcessGroup | None, largest: float) -> Tensor:
+def clip_gradients(towers: Towers, largest: float) -> Tensor:
     """Scale all gradients so that their global norm is at most `largest`; returns the norm before."""
-    norm = grad_norm(towers, group)
+    norm = grad_norm(towers)
     factor = (largest / (norm + 1e-6)).clamp(max=1.0)
     for parameter in towers.parameters():
         if parameter.grad is not None:

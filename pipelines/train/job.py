@@ -46,20 +46,27 @@ class TrainReport:
 
 
 class Progress:
-    """Where rank 0 leaves its steps and the driver picks them up."""
+    """Where rank 0 leaves its steps and what it has to say, and the driver picks them up."""
 
     def __init__(self) -> None:
-        self._steps: list[Step] = []
+        self._news: list[Step | str] = []
 
-    def push(self, step: Step) -> None:
-        self._steps.append(step)
+    def push(self, news: Step | str) -> None:
+        self._news.append(news)
 
-    def since(self, count: int) -> list[Step]:
-        return self._steps[count:]
+    def since(self, count: int) -> list[Step | str]:
+        return self._news[count:]
 
 
-def run(spec: RunSpec, launch: Launch, show: Callable[[Step], None] = lambda step: None) -> TrainReport:
+def run(
+    spec: RunSpec,
+    launch: Launch,
+    show: Callable[[Step], None] = lambda step: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> TrainReport:
     """Train a resolved spec to its artifact on the Ray that is connected; the same call again resumes or returns at once.
+
+    `show` gets each step, `say` each line that a person should read.
 
     Raises:
         ValueError: what the spec asks for cannot be done (the message of the worker that found out).
@@ -77,7 +84,7 @@ def run(spec: RunSpec, launch: Launch, show: Callable[[Step], None] = lambda ste
     if not (artifact / DESCRIPTION).is_file():
         launch.run_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(launch.run_dir / "run.json", canonical_json(asdict(spec)) + "\n")
-        steps = _fit(spec, launch, show)
+        steps = _fit(spec, launch, show, say)
     rates = sorted(step.samples_per_s for step in steps)
     return TrainReport(
         artifact=artifact,
@@ -89,17 +96,20 @@ def run(spec: RunSpec, launch: Launch, show: Callable[[Step], None] = lambda ste
     )
 
 
-def _fit(spec: RunSpec, launch: Launch, show: Callable[[Step], None]) -> list[Step]:
+def _fit(spec: RunSpec, launch: Launch, show: Callable[[Step], None], say: Callable[[str], None]) -> list[Step]:
     # On this node: it lives exactly as long as the one that looks at it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     progress: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Progress).remote()
-    seen: list[Step] = []
+    seen: list[Step | str] = []
     finished = threading.Event()
 
     def pull() -> None:
-        for step in ray.get(progress.since.remote(len(seen))):
-            seen.append(step)
-            show(step)
+        for news in ray.get(progress.since.remote(len(seen))):
+            seen.append(news)
+            if isinstance(news, str):
+                say(news)
+            else:
+                show(news)
 
     def watch() -> None:
         while not finished.wait(POLL_S):
@@ -131,7 +141,7 @@ def _fit(spec: RunSpec, launch: Launch, show: Callable[[Step], None]) -> list[St
         watcher.join()
     pull()
     ray.kill(progress)
-    return seen
+    return [news for news in seen if isinstance(news, Step)]
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -148,7 +158,7 @@ def _worker(config: dict[str, Any]) -> None:
             metrics.write(json.dumps(asdict(step)) + "\n")
             progress.push.remote(step)
 
-        train(spec, launch, corpus, report)
+        train(spec, launch, corpus, report, progress.push.remote)
     ray.train.report({"steps": spec.steps})
 
 

@@ -7,19 +7,24 @@ learning rate is a function of k, augmentation is keyed by (seed, epoch, row), a
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import cos, pi
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 from sightline.models.losses import Share
-from sightline.models.sharding import REPLICATED, clip_gradients, reduce_replicated, shard
+from sightline.models.sharding import REPLICATED, Strategy, choose, clip_gradients, make_mesh, reduce_replicated, shard
 from sightline.models.text import get_tokenizer
 from sightline.models.towers import Towers, build
 from sightline.pipelines.corpus.reader import Corpus
@@ -46,8 +51,11 @@ def train(
     launch: Launch,
     corpus: Corpus,
     report: Callable[[Step], None] = lambda step: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Step]:
     """Train on this rank of an initialised process group; on rank 0, end with the artifact in `launch.run_dir`.
+
+    `report` gets rank 0's steps, `say` what a person should know before the first of them.
 
     Returns:
         The steps that this call did (none if it only had to finish).
@@ -73,7 +81,10 @@ def train(
     torch.manual_seed(spec.seed)
     towers = build(spec.model)
     trunk = locked.detach_trunk(towers, spec.model)
-    shard(towers.to(device), init_device_mesh(device.type, (world,)), bf16=spec.precision == "bf16")
+    strategy, mesh, reason = placement(towers, launch.strategy, device)
+    if rank == 0:
+        say(f"{strategy}: {reason}")
+    shard(towers.to(device), mesh, bf16=spec.precision == "bf16")
     optimizer = adamw(towers, spec.optim)
 
     # -- data: this rank's part of every batch, from any step on
@@ -85,7 +96,9 @@ def train(
         load = feature_loader(corpus, features, spec.data.augment, spec.order_key)
     feed = InlineFeed(load, rows, spec.order_key, spec.global_batch, share.own, threads=max(2, launch.threads))
     tokenizer = get_tokenizer(spec.model.tokenizer, spec.model.context_length)
-    loss_of = spec.objective.prepare(tokenizer, share, lambda: (text for row in rows for text in corpus.captions(int(row))))
+    backward = spec.objective.prepare(
+        tokenizer, share, lambda: (text for row in rows for text in corpus.captions(int(row))), launch.at_once
+    )
 
     # -- where to start
     folder = launch.run_dir / "checkpoints"
@@ -104,11 +117,10 @@ def train(
         for param_group in optimizer.param_groups:
             param_group["lr"] = lr
         inputs = inputs.to(device)
-        loss = loss_of(towers, spec.model.preprocess.normalise(inputs) if trunk is None else inputs, captions)
-        loss.backward()
+        inputs = spec.model.preprocess.normalise(inputs) if trunk is None else inputs
+        mean_loss = backward(towers, inputs, captions, partial(seed_torch, spec.seed, step))
         reduce_replicated(towers, group)
-        norm = clip_gradients(towers, group, spec.optim.clip_norm or float("inf"))
-        mean_loss = loss.detach().clone()
+        norm = clip_gradients(towers, spec.optim.clip_norm or float("inf"))
         dist.all_reduce(mean_loss, group=group)
         if not (torch.isfinite(mean_loss) and torch.isfinite(norm)):
             raise FloatingPointError(
@@ -139,6 +151,31 @@ def train(
     assert last is not None
     write_artifact(spec, launch, corpus, towers, trunk, last.loss)
     return done
+
+
+def placement(towers: Towers, strategy: Strategy | Literal["auto"], device: torch.device) -> tuple[Strategy, DeviceMesh, str]:
+    """How the towers' weights lie on the workers, and why; the same on all of them."""
+    hosts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(hosts, platform.node())
+    machines = Counter(hosts)
+    per_machine = min(machines.values()) if len(set(machines.values())) == 1 else 1
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // machines[platform.node()]
+    if strategy == "auto":
+        choice = [choose(sum(p.numel() for p in towers.parameters()), memory, len(hosts), per_machine)]
+        dist.broadcast_object_list(choice, src=0)
+        strategy, reason = choice[0]
+    else:
+        reason = "as asked"
+    return strategy, make_mesh(strategy, device.type, len(hosts), per_machine), reason
+
+
+def seed_torch(seed: int, step: int, first: int) -> None:
+    """Torch's generators for rows of a step: dropout is a function of the run's seed, the step and the rows' place in the batch."""
+    digest = hashlib.sha256(f"sl-dropout-1/{seed}/{step}/{first}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little"))
 
 
 def check_shared(run_dir: Path, device: torch.device) -> None:

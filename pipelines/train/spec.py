@@ -23,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sightline.models.augment import Augment
 from sightline.models.objectives import Contrastive
+from sightline.models.sharding import Strategy
 from sightline.models.towers import ModelConfig
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.view import select_view
@@ -104,6 +105,8 @@ class Launch:
         checkpoint_every: steps between checkpoints.
         gpus: whether each worker has a GPU.
         retries: how often lost workers are started again.
+        at_once: pairs that a worker's towers take together; more are cut into parts (GradCache). None: all.
+        strategy: how weights lie on the workers, see `models/sharding.py`; `auto` goes by the memory that they need.
     """
 
     run_dir: Path
@@ -112,6 +115,8 @@ class Launch:
     checkpoint_every: int = 200
     gpus: bool = False
     retries: int = 3
+    at_once: int | None = None
+    strategy: Strategy | Literal["auto"] = "auto"
 
 
 def canonical_json(value: Any) -> str:

@@ -94,6 +94,7 @@ def build(demo: Demo) -> Outcome:
             run_dir=demo.folder.resolve() / "runs" / f"{run.recipe}-{run.run_id}",
             workers=demo.workers,
             threads=max(1, available_cpus() // demo.workers),
+            strategy="fsdp",  # so small a model would not need it
         )
         with training_bar(run.steps) as show_step:
             trained = train_job.run(run, launch, show_step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,6 +20,12 @@ def train(
     gpus: Annotated[bool, typer.Option(help="Give each worker a GPU (NCCL, bf16).")] = False,
     runs: Annotated[Path, typer.Option(help="Where runs live; every worker must see this folder.")] = Path("runs"),
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200,
+    at_once: Annotated[
+        int | None, typer.Option(min=1, help="Pairs that a worker's towers take together; more go in parts.")
+    ] = None,
+    strategy: Annotated[
+        Literal["auto", "ddp", "fsdp", "hsdp"], typer.Option(help="How weights lie on the workers; auto goes by memory.")
+    ] = "auto",
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; without it a local Ray is started.")] = None,
     json: Json = False,
 ) -> None:
@@ -52,8 +58,10 @@ def train(
             threads=max(1, available_cpus() // workers),
             checkpoint_every=checkpoint_every,
             gpus=gpus,
+            at_once=at_once,
+            strategy=strategy,
         )
         with training_bar(spec.steps) as show:
-            report = job.run(spec, launch, show)
+            report = job.run(spec, launch, show, log.print)
     result = asdict(report) | {"artifact": str(report.artifact)}
     emit(result, json, facts(result))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from sightline.models.losses import Share
 from sightline.models.objectives import Contrastive
 from sightline.models.preprocess import Preprocess
-from sightline.models.sharding import blocks, clip_gradients, grad_norm, reduce_replicated, shard
+from sightline.models.sharding import Strategy, blocks, choose, clip_gradients, grad_norm, make_mesh, reduce_replicated, shard
 from sightline.models.text import get_tokenizer
 from sightline.models.towers import ModelConfig, build
 from tests.processes import on_ranks
@@ -41,6 +42,7 @@ VIT = ModelConfig(
     text={"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
     preprocess=Preprocess(size=16),
 )
+SIGLIP = replace(VIT, init_logit_bias=-10.0)
 CONV = ModelConfig(
     embed_dim=16,
     vision={"timm_model_name": "sightline_conv", "timm_pool": "avg", "timm_proj": "linear", "image_size": 16},
@@ -49,42 +51,56 @@ CONV = ModelConfig(
 )
 
 
-def gradients_of(config: ModelConfig, sharded: bool) -> dict[str, Tensor]:
-    """Every parameter's gradient of one global batch, this process holding its part of it if `sharded`."""
+def gradients_of(config: ModelConfig, objective: Contrastive, strategy: Strategy | None) -> dict[str, Tensor]:
+    """Every parameter's gradient of one global batch; without a strategy this process holds all of it."""
     torch.manual_seed(0)
     towers = build(config)
     image = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    world, group = (dist.get_world_size(), dist.group.WORLD) if sharded else (1, None)
-    if sharded:
-        shard(towers, init_device_mesh("cpu", (world,)), bf16=False)
+    group = dist.group.WORLD if strategy else None
+    if strategy:
+        shard(towers, make_mesh(strategy, "cpu", dist.get_world_size(), max(1, dist.get_world_size() // 2)), bf16=False)
     share = Share.of(8, group)
-    own = share.own
-    loss = OBJECTIVE.prepare(get_tokenizer(config.tokenizer, 12), share, lambda: CAPTIONS)(towers, image[own], CAPTIONS[own])
-    loss.backward()
+    run = objective.prepare(get_tokenizer(config.tokenizer, 12), share, lambda: CAPTIONS)
+    run(towers, image[share.own], CAPTIONS[share.own], lambda first: None)
     reduce_replicated(towers, group)
-    found = {"norm": grad_norm(towers, group)}
+    found = {"norm": grad_norm(towers)}
     for name, parameter in towers.named_parameters():
         grad = parameter.grad
         assert grad is not None, name
         found[name] = (grad.full_tensor() if isinstance(grad, DTensor) else grad).clone()
-    clip_gradients(towers, group, 0.1)
-    return found | {"clipped_norm": grad_norm(towers, group)}
+    clip_gradients(towers, 0.1)
+    return found | {"clipped_norm": grad_norm(towers)}
 
 
-def gradients_of_both() -> list[dict[str, Tensor]]:
-    return [gradients_of(config, True) for config in (VIT, CONV)]
+CASES = {"vit": (VIT, OBJECTIVE), "conv": (CONV, OBJECTIVE), "siglip": (SIGLIP, Contrastive(loss="sigmoid"))}
 
 
-@pytest.mark.parametrize("world", [1, 2])
+def gradients_of_all() -> dict[tuple[str, str], dict[str, Tensor]]:
+    return {(name, kind): gradients_of(*CASES[name], kind) for name in CASES for kind in get_args(Strategy)}
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
 def test_sharded_gradients_equal_one_process(world: int, tmp_path: Path) -> None:
-    wanted = [gradients_of(config, False) for config in (VIT, CONV)]
-    for found in on_ranks(world, tmp_path, gradients_of_both):
-        for got, want in zip(found, wanted, strict=True):
+    """{InfoNCE, SigLIP} x {DDP, FSDP, HSDP}; four workers are two machines of two."""
+    wanted = {name: gradients_of(*case, None) for name, case in CASES.items()}
+    for found in on_ranks(world, tmp_path, gradients_of_all):
+        for (case, strategy), got in found.items():
+            want = wanted[case]
             assert got.keys() == want.keys()
             for name in want:
                 error = (got[name] - want[name]).norm() / want[name].norm().clamp(min=1e-12)
-                assert error < 1e-5, f"{name}: relative error {error:.2g}"
-    assert all(float(want["clipped_norm"]) == pytest.approx(0.1, rel=1e-4) for want in wanted)
+                assert error < 1e-5, f"{case}, {strategy}, {name}: relative error {error:.2g}"
+    assert all(float(want["clipped_norm"]) == pytest.approx(0.1, rel=1e-4) for want in wanted.values())
+
+
+@pytest.mark.parametrize(
+    ("memory", "world", "per_machine", "chosen"),
+    [(64e9, 8, 8, "ddp"), (63e9, 8, 8, "fsdp"), (63e9, 16, 8, "hsdp"), (1e9, 16, 8, "fsdp"), (63e9, 12, 8, "fsdp")],
+)
+def test_the_strategy_goes_by_memory(memory: float, world: int, per_machine: int, chosen: str) -> None:
+    """A billion parameters: 16 GB of state, which needs four times as much to count as small."""
+    strategy, reason = choose(10**9, int(memory), world, per_machine)
+    assert strategy == chosen and "16 GB" in reason
 
 
 def test_blocks_of_both_towers_are_found() -> None:
