@@ -26,7 +26,7 @@ from sightline.pipelines.corpus.manifest import Manifest, Page, read_manifest, r
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.rows import file_rows, on_disk
 from sightline.pipelines.corpus.schema import Rejected
-from sightline.pipelines.corpus.shards import ShardRecord, file_sha256, write_files
+from sightline.pipelines.corpus.shards import ShardRecord, file_sha256, read_answers, write_files
 from sightline.pipelines.corpus.store import Store
 
 UID_BYTES, SHA256_BYTES = 16, 32
@@ -147,7 +147,8 @@ def without(store: Store, shard: ShardRecord, rows: Collection[int]) -> ShardRec
         if file_sha256(path) != shard.sha256:
             raise ValueError(f"{shard.file} is damaged and cannot be written again; see `sightline corpus verify {store.location}`")
         kept = (row for i, row in enumerate(file_rows(path)) if i not in rows)
-        return write_files(store, shard.plan, shard.index, chain(kept, rejections(store, shard)), shard.forgotten + len(rows))
+        gone, said = shard.forgotten + len(rows), read_answers(store, shard)
+        return write_files(store, shard.plan, shard.index, chain(kept, rejections(store, shard)), gone, said)
 
 
 def rejections(store: Store, shard: ShardRecord) -> Iterator[Rejected]:

@@ -225,7 +225,7 @@ def read_shards(store: Store, pages: Sequence[Page]) -> list[ShardRecord]:
 def check_records(records: Sequence[ShardRecord]) -> None:
     """What the types do not say: digests are such, names stay within the corpus, and counts are not negative."""
     for one in records:
-        hashes = [one.sha256, one.content, one.sidecar_sha256, *([one.errors_sha256] if one.errors_sha256 is not None else [])]
+        hashes = [one.sha256, one.content, one.sidecar_sha256, *filter(None, (one.errors_sha256, one.answers_sha256))]
         if not all(map(HEX64.fullmatch, hashes)) or not re.fullmatch("[0-9a-f]{128}", one.fingerprint):
             raise ValueError("a digest is none")
         if min(one.rows, one.rejected, one.forgotten, one.planned, *(size for _, size in one.files())) < 0:

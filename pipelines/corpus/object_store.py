@@ -24,6 +24,9 @@ from sightline.pipelines.corpus.shards import file_sha256
 from sightline.pipelines.corpus.store import within
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+# With these S3 refuses one object alone: a policy on its key, an archive, a read beyond its end. (403 and 400 without a word, the
+# answers to HEAD, may be about the credentials.)
+ONE_OBJECT = frozenset({"AccessDenied", "InvalidObjectState", "InvalidRange", "NoSuchKey", "NoSuchVersion", "404", "416"})
 
 
 @dataclass(frozen=True)
@@ -209,15 +212,33 @@ class ObjectStore:
             raise PermissionError(
                 f"no permission for {self.url} ({error}); check the credentials and the bucket's policy"
             ) from None
-        except OSError:
+        except FileNotFoundError:
             raise
+        except OSError as error:
+            if (code := shut(error)) is None:
+                raise
+            raise ConnectionError(f"{self.url} cannot be used ({code}: {error}); check the credentials and the network") from None
         except Exception as error:  # broad: botocore, aiohttp and google-auth have no common base
             name = type(error).__name__
             if "Credential" in name:
                 raise PermissionError(f"{self.url} needs credentials ({error}); set AWS_ACCESS_KEY_ID and friends") from None
             if type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "httpx"):
-                raise OSError(f"{self.url} cannot be reached: {name}: {error}") from None
+                raise ConnectionError(f"{self.url} cannot be reached: {name}: {error}") from None
             raise
+
+
+def shut(error: BaseException | None) -> str | None:
+    """The code with which a service refuses everything (`ExpiredToken`, `NoSuchBucket`), if one is behind an error.
+
+    None for what concerns one object alone, and for errors that no S3 client had a part in. Whoever raised a clearer error in the
+    place of the client's hides that from tracebacks (`from None`), and Python still keeps it as the context.
+    """
+    while error is not None:
+        if type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore"):
+            code = str(getattr(error, "response", {}).get("Error", {}).get("Code") or type(error).__name__)
+            return None if code in ONE_OBJECT else code
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def cache_folder() -> Path:

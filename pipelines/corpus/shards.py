@@ -1,8 +1,10 @@
 """Writing shard i: all of it becomes visible under names made of its content, and its done record comes last.
 
-A shard is an Arrow IPC file (uncompressed, so that readers map it), a Parquet sidecar without the bytes, and a Parquet
-table of what was rejected. Data files never move: a shard counts once a manifest names it. Whoever finds a done record
-whose files have their sizes need not do the shard again; a duplicate writer produces the same names.
+A shard is an Arrow IPC file (uncompressed, so that readers map it), a Parquet sidecar without the bytes, a Parquet table
+of what was rejected, and, where images were downloaded, one of what the servers said. The last is no part of any row: the
+same bytes downloaded on another day are the same corpus. Data files never move: a shard counts once a manifest names it.
+Whoever finds a done record whose files have their sizes need not do the shard again; a duplicate writer produces the same
+names.
 """
 
 from __future__ import annotations
@@ -32,6 +34,24 @@ from sightline.pipelines.corpus.schema import (
 )
 from sightline.pipelines.corpus.store import STAGING, Store
 
+ANSWERS_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        *(pa.field(name, pa.string()) for name in ("url", "etag", "last_modified", "date")),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server said of an image: the URL after redirects, and header lines as they came."""
+
+    key: str
+    url: str
+    etag: str | None
+    last_modified: str | None
+    date: str | None
+
 
 @dataclass(frozen=True)
 class ShardRecord:
@@ -49,6 +69,7 @@ class ShardRecord:
         content, fingerprint: digests of its rows (hex).
         sidecar, sidecar_bytes, sidecar_sha256: the Parquet file without the images' bytes.
         errors, errors_bytes, errors_sha256: the rejected inputs; None, 0 and None where there are none.
+        answers, answers_bytes, answers_sha256: what servers said of downloaded images; None, 0 and None where there are none.
     """
 
     plan: str
@@ -69,6 +90,9 @@ class ShardRecord:
     errors_bytes: int
     errors_sha256: str | None
     forgotten: int = 0
+    answers: str | None = None
+    answers_bytes: int = 0
+    answers_sha256: str | None = None
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> ShardRecord:
@@ -83,11 +107,15 @@ class ShardRecord:
         yield self.sidecar, self.sidecar_bytes
         if self.errors is not None:
             yield self.errors, self.errors_bytes
+        if self.answers is not None:
+            yield self.answers, self.answers_bytes
 
 
-def write_shard(store: Store, plan: str, index: int, outcomes: Iterable[Row | Rejected]) -> ShardRecord:
+def write_shard(
+    store: Store, plan: str, index: int, outcomes: Iterable[Row | Rejected], answers: Iterable[Answer] = ()
+) -> ShardRecord:
     """Write shard `index` of a plan, a batch of rows at a time, and its done record."""
-    record = write_files(store, plan, index, outcomes)
+    record = write_files(store, plan, index, outcomes, answers=answers)
     name = done_name(plan, index)
     data = json.dumps(record.to_json()).encode()
     if not store.create(name, data):
@@ -98,8 +126,10 @@ def write_shard(store: Store, plan: str, index: int, outcomes: Iterable[Row | Re
     return record
 
 
-def write_files(store: Store, plan: str, index: int, outcomes: Iterable[Row | Rejected], forgotten: int = 0) -> ShardRecord:
-    """Write a shard's files; they count once a manifest names them."""
+def write_files(
+    store: Store, plan: str, index: int, outcomes: Iterable[Row | Rejected], forgotten: int = 0, answers: Iterable[Answer] = ()
+) -> ShardRecord:
+    """Write a shard's files; they count once a manifest names them. Of `answers`, looked at last, those about kept rows stay."""
     digests: list[bytes] = []
     sidecar: list[dict[str, Any]] = []
     rejected: list[Rejected] = []
@@ -122,6 +152,10 @@ def write_files(store: Store, plan: str, index: int, outcomes: Iterable[Row | Re
     errors = f"errors/{name}.parquet" if rejected else None
     reasons = [vars(item) for item in rejected]
     errors_bytes, errors_sha256 = write_parquet(store, errors, reasons, ERRORS_SCHEMA) if errors else (0, None)
+    kept_keys = {row["key"] for row in sidecar}
+    said = [vars(answer) for answer in answers if answer.key in kept_keys]
+    log = f"meta/{name}.answers.parquet" if said else None
+    answers_bytes, answers_sha256 = write_parquet(store, log, said, ANSWERS_SCHEMA) if log else (0, None)
     return ShardRecord(
         plan=plan,
         index=index,
@@ -141,7 +175,17 @@ def write_files(store: Store, plan: str, index: int, outcomes: Iterable[Row | Re
         errors_bytes=errors_bytes,
         errors_sha256=errors_sha256,
         forgotten=forgotten,
+        answers=log,
+        answers_bytes=answers_bytes,
+        answers_sha256=answers_sha256,
     )
+
+
+def read_answers(store: Store, shard: ShardRecord) -> Iterator[Answer]:
+    """What servers said of the shard's rows."""
+    if shard.answers is not None:
+        with store.open(shard.answers) as file:
+            yield from (Answer(**row) for row in pq.read_table(file, schema=ANSWERS_SCHEMA).to_pylist())
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

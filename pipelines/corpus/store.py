@@ -2,7 +2,8 @@
 
 Invariant: a name holds all of a file or nothing. In a folder, bytes are written under a temporary name, flushed to the
 disk, and published by rename (or, where an existing file must win, by `link`). An object store (`object_store.py`) is
-given whole local files, because a stream that breaks off there still publishes what it has.
+given whole local files, because a stream that breaks off there still publishes what it has. Neither a name nor a link in a
+folder leads out of the corpus.
 """
 
 from __future__ import annotations
@@ -112,17 +113,31 @@ class LocalStore:
         return str(self.root)
 
     def path(self, name: str) -> Path:
-        return self.root / within(name)
+        """Where a file or a folder of the corpus is, which no link may lead out of: a corpus of strangers could else make us
+        publish, or write over, any file of this machine.
+
+        Raises:
+            ValueError: the name or a link leads out of the corpus.
+        """
+        path = self.root / within(name)
+        place = str(self.root)
+        for part in name.split("/"):
+            place = f"{place}/{part}"
+            if os.path.islink(place) and not path.resolve().is_relative_to(self.root.resolve()):  # noqa: PTH114 (a Path costs more)
+                raise ValueError(
+                    f"{place} is a link that leads out of the corpus; put what it leads to in its place (`cp -rL` copies so)"
+                )
+        return path
 
     def size(self, name: str) -> int | None:
         try:
-            return self.path(name).stat().st_size
+            return (self.root / within(name)).stat().st_size  # most often asked for, and tells too little to look at links
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def modified(self, name: str) -> float | None:
         try:
-            return self.path(name).stat().st_mtime
+            return (self.root / within(name)).stat().st_mtime
         except (FileNotFoundError, NotADirectoryError):
             return None
 

@@ -132,7 +132,8 @@ def check_shard(store: Store, shard: ShardRecord, quick: bool) -> list[Damage]:
             if codes != Counter(shard.codes):
                 damages.append(Damage(shard.errors, f"says {dict(codes)}, and its shard was committed with {shard.codes}"))
     # Last: what is wrong inside of a table says more than its digest.
-    for table, digest in ((shard.sidecar, shard.sidecar_sha256), (shard.errors, shard.errors_sha256)):
+    tables = {shard.sidecar: shard.sidecar_sha256, shard.errors: shard.errors_sha256, shard.answers: shard.answers_sha256}
+    for table, digest in tables.items():
         if table is not None and whole[table] and not any(damage.file == table for damage in damages):
             with on_disk(store, table) as path:
                 if file_sha256(path) != digest:

@@ -7,19 +7,19 @@ name. The table comes last: a folder without one is unfinished.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from sightline.pipelines.corpus.schema import Row, canonical_json
 from sightline.pipelines.corpus.store import Store
 from sightline.pipelines.export.sample import Classes, extension, stem
 
-TABLE = "captions.jsonl"
+TABLE, IMAGES, MASKS = "captions.jsonl", "images", "masks"
 COLUMNS = ("key", "image", "mask", "captions", "caption", "labels", "label")  # what the table means by these is fixed
 
 
-def write_folder(store: Store, rows: Iterable[tuple[int, Row]], classes: Classes) -> list[str]:
-    """Write the files of numbered rows, then the table; the names of all files.
+def write_folder(store: Store, rows: Iterable[tuple[int, Row]], classes: Classes, there: Collection[str]) -> list[str]:
+    """Write the files of numbered rows but those that are there, then the table; the names of all files.
 
     Raises:
         ValueError: a row holds what a captions table cannot.
@@ -28,13 +28,15 @@ def write_folder(store: Store, rows: Iterable[tuple[int, Row]], classes: Classes
     with store.temporary() as table:
         with table.open("wb") as lines:
             for number, row in rows:
-                image, mask = f"images/{stem(number, row.key)}.{extension(row.format)}", None
-                store.replace(image, bytes(row.image))
-                names.append(image)
+                image, mask = f"{IMAGES}/{stem(number, row.key)}.{extension(row.format)}", None
+                files = {image: row.image}
                 if row.mask is not None:
-                    mask = f"masks/{stem(number, row.key)}.png"
-                    store.replace(mask, bytes(row.mask))
-                    names.append(mask)
+                    mask = f"{MASKS}/{stem(number, row.key)}.png"
+                    files[mask] = row.mask
+                for name, data in files.items():
+                    if name not in there:
+                        store.replace(name, bytes(data))
+                names += files
                 lines.write(canonical_json(line(row, image, mask, classes)).encode() + b"\n")
         store.publish(table, TABLE)
     return [*names, TABLE]

@@ -7,19 +7,18 @@ does not end fails the run.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from threading import Thread
 
 from sightline.pipelines.corpus.forget import Tombstones, read_tombstones
 from sightline.pipelines.corpus.plan import Plan, read_chunk
-from sightline.pipelines.corpus.schema import FILTER, Rejected, Row, canonical_json
-from sightline.pipelines.corpus.shards import ShardRecord, done_record, write_shard
+from sightline.pipelines.corpus.schema import FILTER, Rejected, Row
+from sightline.pipelines.corpus.shards import Answer, ShardRecord, done_record, write_shard
 from sightline.pipelines.corpus.store import STAGING, Store
 from sightline.pipelines.ingest.fetch.downloads import Downloads
 from sightline.pipelines.ingest.fetch.result import Failed
@@ -38,6 +37,7 @@ def build_shard(store: Store, plan: Plan, source: Source, index: int, downloads:
 
     Raises:
         RuntimeError: the shard was begun too often.
+        ConnectionError: the source's storage, or the store, cannot be reached or refuses everything; it may be begun again.
         OSError: it cannot be written.
     """
     if (record := done_record(store, plan.plan_id, index)) is not None:
@@ -47,11 +47,13 @@ def build_shard(store: Store, plan: Plan, source: Source, index: int, downloads:
         raise RuntimeError(f"shard {index} was begun {MAX_ATTEMPTS} times and its worker died each time; see Ray's logs")
     first = index * plan.shard_rows
     items = [(first + i, Item.from_row(row)) for i, row in enumerate(read_chunk(store, plan, index))]
-    work = ((plan_row, item, source.read) for plan_row, item in items) if downloads is None else fetched(items, downloads)
+    answers: list[Answer] = []
+    work = ((plan_row, item, source.read) for plan_row, item in items) if downloads is None else fetched(items, downloads, answers)
     how = Conversion(
         plan.config["max_pixels"], Resize.from_config(plan.config["resize"]), read_tombstones(store, plan.config.get("tombstones"))
     )
-    return write_shard(store, plan.plan_id, index, (directly if attempt <= FAST_ATTEMPTS else isolated)(work, how))
+    outcomes = (directly if attempt <= FAST_ATTEMPTS else isolated)(work, how)
+    return write_shard(store, plan.plan_id, index, outcomes, answers)
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ class Conversion:
         return outcome
 
 
-def fetched(items: Sequence[tuple[int, Item]], downloads: Downloads) -> Iterator[Work]:
-    """Download each item's image while the ones before it are decoded; what the server said goes into `extra`."""
+def fetched(items: Sequence[tuple[int, Item]], downloads: Downloads, said: list[Answer]) -> Iterator[Work]:
+    """Download each item's image while the ones before it are decoded; what the servers said is added to a list."""
     wanted = [item.image for _, item in items if item.verdict is None]
     answers = downloads.fetch_all(wanted)
     try:
@@ -82,9 +84,8 @@ def fetched(items: Sequence[tuple[int, Item]], downloads: Downloads) -> Iterator
             if isinstance(answer, Failed):
                 yield Rejected(plan_row, item.key, item.image, "fetch", answer.code, answer.message, answer.status, answer.nbytes)
                 continue
-            facts = {"url": answer.final_url, "etag": answer.etag, "last_modified": answer.last_modified, "date": answer.date}
-            extra = canonical_json({**json.loads(item.extra), "fetch": facts})
-            yield plan_row, replace(item, extra=extra), Given(answer.data)
+            said.append(Answer(item.key, answer.final_url, answer.etag, answer.last_modified, answer.date))
+            yield plan_row, item, Given(answer.data)
     finally:
         answers.close()
 

@@ -13,7 +13,6 @@ import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -109,8 +108,8 @@ def build_all(prepared: Prepared, todo: Sequence[int]) -> Iterator[ShardRecord]:
         largest = max(int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"])
         memory = min(WORKER_BYTES, largest)  # more than any machine has would be waited for
         if isinstance(prepared.source, UrlList):
-            workers = max(1, min(int(ray.cluster_resources().get("CPU", 1)), shards.num_blocks()))
-            share = replace(prepared.options.fetch, per_host=max(1, prepared.options.fetch.per_host // workers))
+            workers = min(int(ray.cluster_resources().get("CPU", 1)), shards.num_blocks())
+            workers, share = prepared.options.fetch.shared(workers)
             built = shards.map(Fetcher, fn_constructor_args=(*where, share), concurrency=workers, num_cpus=1, memory=memory)
         else:
             built = shards.map(partial(build_row, *where), num_cpus=1, memory=memory)
@@ -134,7 +133,7 @@ def build_row(store: Store, plan: Plan, source: Source, row: dict[str, int], dow
 class Fetcher:
     """An actor with its own downloads: one event loop and its connections serve all shards that it builds.
 
-    Connections per host are the job's: each actor has its share of them, and at least one.
+    Connections per host are the job's: each actor has its share of them, and there are no more actors than connections.
     """
 
     def __init__(self, store: Store, plan: Plan, source: Source, options: FetchOptions) -> None:

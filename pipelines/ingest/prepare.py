@@ -26,6 +26,7 @@ from sightline.pipelines.ingest.report import IngestOptions, IngestReport
 from sightline.pipelines.ingest.resize import Resize
 from sightline.pipelines.ingest.sources.detect import open_source
 from sightline.pipelines.ingest.sources.item import ITEM_SCHEMA, Item, Source
+from sightline.pipelines.ingest.sources.url_list import UrlList
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,7 @@ def plan_items(
         "classes": [[number, name] for number, name in classes],
         "max_pixels": options.max_pixels,
         "resize": options.resize.config(),
+        **({"fetch": options.fetch.config()} if isinstance(source, UrlList) else {}),
         **(config or {}),
     }
     rows = [item.to_row() for item in items]

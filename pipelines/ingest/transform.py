@@ -1,7 +1,8 @@
 """An item becomes a row, or a reason: a pure function of the item and the bytes that it refers to.
 
 Every image is decoded in full, since only that finds what was cut or damaged. Its bytes are kept as they are unless the
-ingest resizes or re-encodes, for which the same pixels serve.
+ingest resizes or re-encodes, for which the same pixels serve. A reason is about the item: storage that refuses everything (expired
+credentials, no network) raises instead, or a corpus would be "finished" with an error row for each of its inputs.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sightline.models.codec import MAX_PIXELS, ImageError, decode, decode_labels
+from sightline.pipelines.corpus.object_store import shut
 from sightline.pipelines.corpus.schema import Rejected, Row, make_row
 from sightline.pipelines.ingest.resize import Resize
 from sightline.pipelines.ingest.sources.item import Item
@@ -29,7 +31,7 @@ def transform(item: Item, plan_row: int, read: Read, *, max_pixels: int = MAX_PI
         resize: what is done to the pixels.
 
     Raises:
-        ConnectionError: the source's storage cannot be reached.
+        ConnectionError: the source's storage cannot be reached, or refuses everything.
     """
 
     def rejected(stage: str, code: str, message: str, nbytes: int | None = None) -> Rejected:
@@ -42,11 +44,13 @@ def transform(item: Item, plan_row: int, read: Read, *, max_pixels: int = MAX_PI
     try:
         image = read(item.image)
         mask = None if item.mask is None else read(item.mask)
-    except FileNotFoundError as error:
-        return rejected("read", "missing", f"{error.filename} has gone since it was listed")
     except ConnectionError:
         raise  # the storage is away, and says nothing about this item
     except OSError as error:
+        if (code := shut(error)) is not None:
+            raise ConnectionError(f"the source refuses everything ({code}): {error.strerror or error}") from None
+        if isinstance(error, FileNotFoundError):
+            return rejected("read", "missing", f"{error.filename} has gone since it was listed")
         return rejected("read", "unreadable", error.strerror or str(error))
     stage = "decode"
     try:

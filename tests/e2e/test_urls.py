@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sightline.pipelines.corpus.manifest import read_shards
 from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.corpus.shards import read_answers
+from sightline.pipelines.corpus.store import LocalStore
 from tests.conftest import CommandLine
 
 
@@ -58,7 +61,10 @@ def test_urls_become_rows_or_reasons_and_are_retried(site: tuple[Path, str], cli
     assert {bytes(corpus.image(i)) for i in range(12)} == {png(number) for number in range(12)}
     row = corpus.row(0)
     assert row.captions == (f"the picture at {row.source}",)
-    assert json.loads(row.extra)["fetch"]["last_modified"]
+    assert row.extra == "{}"
+    (shard,) = read_shards(LocalStore(tmp_path / "corpus"), corpus.manifest.pages)
+    (answer,) = (each for each in read_answers(LocalStore(tmp_path / "corpus"), shard) if each.key == row.key)
+    assert answer.url == row.source and answer.last_modified and answer.date
 
     (folder / "absent.png").write_bytes(png(99))
     again = cli("corpus", "retry", "corpus", "--code", "fetch/http_status", "--allow-loopback", "--json")

@@ -30,6 +30,7 @@ from sightline.pipelines.corpus.store import LocalStore
 from sightline.pipelines.export import webdataset
 from sightline.pipelines.export.export import TARGETS, export
 from sightline.pipelines.export.folder import COLUMNS
+from sightline.pipelines.ingest.sources.detect import open_source
 from tests.corpora import ingest_alone
 
 CLASSES = [(0, "cat"), (1, "dog"), (5, "fox, red"), (6, "dog")]
@@ -266,8 +267,75 @@ def test_an_interrupted_export_leaves_whole_files_and_no_report(
     with pytest.raises(OSError, match="No space"):
         export(digits, str(tmp_path), "webdataset", rows_per_file=50)
     tars = [path for path in tmp_path.rglob("*") if path.is_file()]
+    tars = [path for path in tars if path.suffix == ".tar"]
     assert len(tars) == 2
     assert all(len(tarfile.open(path).getnames()) == 200 for path in tars)  # noqa: SIM115 - four members a sample
+
+
+def interrupted(corpus: Corpus, dest: Path, to: str, after: int) -> dict[str, int]:
+    """Begin an export and end it after some rows; the files that it leaves, as inodes."""
+
+    def interrupt(done: int, total: int) -> None:
+        if done == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(corpus, str(dest), to, rows_per_file=30, progress=interrupt)
+    assert not (dest / "export.json").exists()
+    return files_of(dest)
+
+
+def files_of(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_ino for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_the_same_command_finishes_an_interrupted_export_without_doing_again_what_was_done(
+    to: str, digits: Corpus, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+    whole, dest = tmp_path / "whole", tmp_path / "dest"
+    expected = export(digits, str(whole), to, rows_per_file=30)
+    interrupted(digits, dest, to, 20)
+    left = interrupted(digits, dest, to, 100)
+    assert left
+    with pytest.raises(ValueError, match="an export that was interrupted"):
+        open_source(dest)
+    assert export(digits, str(dest), to, rows_per_file=30, progress=lambda done, _: seen.append(done)) == expected
+    assert seen == list(range(1, 381))
+    after = files_of(dest)
+    assert {name for name, inode in left.items() if after.get(name) != inode} == {"_staging/export.json"}
+    assert set(after) == set(files_of(whole))
+    assert all((dest / name).read_bytes() == (whole / name).read_bytes() for name in after)
+
+
+def test_an_interrupted_export_goes_on_in_any_file_system(digits: Corpus, s3: Callable[[], str], tmp_path: Path) -> None:
+    import fsspec
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 15:
+            raise KeyboardInterrupt
+
+    url = f"{s3()}/tars"
+    with pytest.raises(KeyboardInterrupt):
+        export(digits, url, "webdataset", split="val", rows_per_file=8, progress=interrupt)
+    for dest in (url, str(tmp_path)):
+        export(digits, dest, "webdataset", split="val", rows_per_file=8)
+    bucket, root = fsspec.url_to_fs(url, use_listings_cache=False)
+    assert {path.name for path in tmp_path.iterdir()} == {PurePosixPath(name).name for name in bucket.find(root)}
+    assert all(bucket.cat_file(f"{root}/{path.name}") == path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_another_export_does_not_finish_what_is_there(digits: Corpus, tmp_path: Path) -> None:
+    interrupted(digits, tmp_path, "webdataset", 100)
+    for other in ({"to": "parquet"}, {"to": "webdataset", "rows_per_file": 31}, {"to": "webdataset", "split": "val"}):
+        with pytest.raises(
+            FileExistsError, match=r"an unfinished export of another kind \(corpus_root .*, to webdataset, rows_per"
+        ):
+            export(digits, str(tmp_path), **{"rows_per_file": 30, **other})  # type: ignore[arg-type]
+    export(digits, str(tmp_path), "webdataset", rows_per_file=30)
+    with pytest.raises(FileExistsError, match="not empty"):
+        export(digits, str(tmp_path), "webdataset", rows_per_file=30)
 
 
 @pytest.mark.parametrize(

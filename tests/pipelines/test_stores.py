@@ -170,3 +170,25 @@ def test_a_bucket_that_is_not_there_or_not_allowed_is_one_clear_sentence(s3: Mak
 
 def test_a_folder_is_a_local_store_by_path_and_by_url(tmp_path: Path) -> None:
     assert open_store(f"file://{tmp_path}/a") == open_store(tmp_path / "a") == LocalStore(tmp_path / "a")
+
+
+def test_a_link_leads_anywhere_in_a_corpus_and_not_out_of_it(tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "a").write_bytes(b"mine")
+    store = LocalStore(tmp_path / "corpus")
+    store.replace("data/a", b"1")
+    (tmp_path / "corpus" / "inner").symlink_to("data")
+    (tmp_path / "corpus" / "outer").symlink_to("../secret")
+    (tmp_path / "corpus" / "data" / "b").symlink_to(tmp_path / "secret" / "a")
+    (tmp_path / "linked").symlink_to("corpus")
+    assert store.read("inner/a") == LocalStore(tmp_path / "linked").read("data/a") == b"1"
+    uses: list[Callable[[str], object]] = [store.read, store.open, store.remove, lambda name: store.local(name, "")]
+    uses += [lambda name: store.replace(name, b"2"), lambda name: store.create(name, b"2"), lambda name: put(store, name, b"2")]
+    for name in ("outer/a", "data/b"):
+        for use in uses:
+            with pytest.raises(ValueError, match="a link that leads out of the corpus"):
+                use(name)
+    for listing in (store.names, store.folders, store.remove_folder):
+        with pytest.raises(ValueError, match="a link that leads out of the corpus"):
+            listing("outer")
+    assert (tmp_path / "secret" / "a").read_bytes() == b"mine"

@@ -25,7 +25,8 @@ Reason codes are stable; corpora keep them in their tables of errors:
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class FetchOptions:
         total_timeout_s: for one URL, with all its redirects, retries and waits.
         idle_timeout_s: to connect, and between two reads.
         max_bytes: of one body. At most `concurrency` bodies are in memory.
-        per_host: connections to one host at a time.
+        per_host: connections to one host at a time, of all workers together (see `shared`).
         concurrency: downloads at a time, and finished ones that wait for their turn.
         retries: after the first attempt; only for failures that may pass.
         backoff_s: the mean wait before the first retry; it doubles with each.
@@ -67,6 +68,25 @@ class FetchOptions:
             raise ValueError("retries and backoff_s must not be negative")
         if not (re.match("[A-Za-z_-]", self.user_agent) and self.user_agent.isascii() and self.user_agent.isprintable()):
             raise ValueError(f"the user agent {self.user_agent!r} must be printable ASCII that begins with a name")
+
+    def shared(self, workers: int) -> tuple[int, FetchOptions]:
+        """How many of some workers may download at a time, and the part of each: a host's limit is the whole job's, so there are
+        no more workers than connections to one host.
+        """
+        few = max(1, min(workers, self.per_host))
+        return few, replace(self, per_host=self.per_host // few)
+
+    def config(self) -> dict[str, Any]:
+        """What decides which rows a list of URLs has. Patience (timeouts, retries, connections) is left out: it may be changed
+        when an ingest goes on.
+        """
+        return {
+            "allow_loopback": self.allow_loopback,
+            "max_bytes": self.max_bytes,
+            "product": self.product,
+            "respect_opt_out": self.respect_opt_out,
+            "respect_robots_txt": self.respect_robots_txt,
+        }
 
     @property
     def product(self) -> str:

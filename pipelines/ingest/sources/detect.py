@@ -42,6 +42,8 @@ def open_source(location: str | Place, kind: str | None = None) -> Source:
     if "{" not in str(place) and not exists(place):  # a brace range need not exist itself
         remedy = "name a folder with images to ingest" if isinstance(place, Path) else "check the bucket's and the folder's name"
         raise FileNotFoundError(f"there is no {place}; {remedy}")
+    if is_file(place / "_staging" / "export.json"):  # tars or images that look like all of them
+        raise ValueError(f"{place} is an export that was interrupted; the same `sightline corpus export` again finishes it")
     if kind is not None:
         return KINDS[kind].open(place)
     claims = [candidate for candidate in SURE if candidate.found(place)]

@@ -23,7 +23,8 @@ def export(
 
     webdataset: tar files with NAME.jpg, NAME.txt (the first caption), NAME.json (key, all captions, labels, extra) and
     perhaps NAME.mask.png. parquet: as the Hugging Face Hub keeps images, for `datasets`. folder: images/, masks/ and
-    captions.jsonl. `sightline ingest DEST` reads each of them back: the same images, captions, labels and keys.
+    captions.jsonl. `sightline ingest DEST` reads each of them back: the same images, captions, labels and keys. The same
+    command again finishes an export that was interrupted; export.json comes last.
 
     \b
     Example:
