@@ -28,6 +28,7 @@ def ray_session(
 
     Raises:
         ConnectionError: no cluster answers at the address.
+        OSError: a local Ray could not start.
     """
     if ray.is_initialized():
         yield
@@ -38,13 +39,17 @@ def ray_session(
     if address:
         ray.init(address=address, **common)
     else:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=dashboard,
-            dashboard_host="127.0.0.1",
-            **common,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                **common,
+            )
+        except Exception as error:  # Ray's own class for this is Exception; the machine is to blame: memory, disk, limits, ports
+            why = " ".join(str(error).split())[:300]
+            raise OSError(f"a local Ray did not start: {why}; look for a full disk or a low limit (`ulimit -a`)") from error
     try:
         yield
     finally:

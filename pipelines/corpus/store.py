@@ -219,12 +219,14 @@ def open_store(location: str | Path) -> Store:
     Raises:
         ValueError: no file system is known for the URL.
         ModuleNotFoundError: the package for it is not installed.
+        NotADirectoryError: the path is a file's.
     """
-    text = str(location)
+    text = str(location).removeprefix("file://")
     if "://" not in text:
-        return LocalStore(Path(text).absolute())  # it travels to processes that run elsewhere
-    if text.startswith("file://"):
-        return LocalStore(Path(text.removeprefix("file://")).absolute())
+        path = Path(text).expanduser().absolute()  # it travels to processes that run elsewhere
+        if path.is_file():
+            raise NotADirectoryError(f"{location} is a file; give a folder")
+        return LocalStore(path)
     from sightline.pipelines.corpus.object_store import ObjectStore
 
     return ObjectStore.at(text)

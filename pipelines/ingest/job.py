@@ -126,7 +126,8 @@ def build_row(store: Store, plan: Plan, source: Source, row: dict[str, int], dow
     except ConnectionError as error:
         return {"record": "", "failure": f"{error}; the same command goes on"}
     except OSError as error:  # a full disk, a missing permission: the user's to mend, so no traceback of Ray's around it
-        return {"record": "", "failure": f"cannot write {error.filename or store.location}: {error.strerror or error}"}
+        why = error.strerror or " ".join(str(error).split())
+        return {"record": "", "failure": f"cannot write {error.filename or store.location}: {why}; then the same command goes on"}
     return {"record": json.dumps(record.to_json()), "failure": ""}
 
 

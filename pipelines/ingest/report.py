@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
+
+import pyarrow.parquet as pq
 
 from sightline.models.codec import MAX_PIXELS
-from sightline.pipelines.corpus.manifest import Manifest
+from sightline.pipelines.corpus.manifest import Manifest, read_manifest, read_shards
 from sightline.pipelines.corpus.shards import filtered
+from sightline.pipelines.corpus.store import open_store
 from sightline.pipelines.ingest.fetch.result import FetchOptions
 from sightline.pipelines.ingest.resize import Resize
 
@@ -88,3 +92,15 @@ class IngestReport:
             f"the totals do not balance: {report}"
         )
         return report
+
+
+def examples(location: str, tables: int = 64) -> dict[str, str]:
+    """By `stage/code` one rejected input of a corpus and what was wrong with it, as far as its first errors tables tell."""
+    store = open_store(location)
+    found: dict[str, str] = {}
+    names = (shard.errors for shard in read_shards(store, read_manifest(store).pages) if shard.errors is not None)
+    for name in islice(names, tables):
+        with store.open(name) as file:
+            for row in pq.read_table(file, columns=["key", "stage", "code", "message"]).to_pylist():
+                found.setdefault(f"{row['stage']}/{row['code']}", f"{row['key']}: {row['message']}")
+    return found

@@ -8,11 +8,12 @@ import typer
 
 from sightline.pipelines.ingest.fetch.result import FetchOptions
 
-Timeout = Annotated[float, typer.Option(help="Seconds for a URL, its redirects and retries included.")]
+Timeout = Annotated[float, typer.Option(min=0.001, help="Seconds for a URL, its redirects and retries included.")]
 PerHost = Annotated[
-    int, typer.Option(help="Connections to one host at a time, of all workers together; so no more workers than these download.")
+    int,
+    typer.Option(min=1, help="Connections to one host at a time, of all workers together; so no more workers than these download."),
 ]
-Retries = Annotated[int, typer.Option(help="Further attempts at a URL whose failure may pass.")]
+Retries = Annotated[int, typer.Option(min=0, help="Further attempts at a URL whose failure may pass.")]
 UserAgent = Annotated[str, typer.Option(help="What downloads call themselves.")]
 IgnoreOptOut = Annotated[bool, typer.Option("--ignore-opt-out", help="Download in spite of robots.txt and X-Robots-Tag.")]
 AllowLoopback = Annotated[bool, typer.Option("--allow-loopback", help="Let URLs lead to this machine.")]

@@ -17,10 +17,11 @@ if TYPE_CHECKING:  # heavy
     from sightline.pipelines.ingest.prepare import Prepared
     from sightline.pipelines.ingest.report import IngestReport
 
-# Their names alone: their modules read Arrow, which --help need not wait for. A test compares them.
+# Copies, because their modules load numpy and Arrow, which --help need not wait for. A test compares them.
+MEGAPIXELS = 64.0
 KINDS = "corpus, webdataset, coco, flickr_tokens, parquet, url_list, captions_table, mask_folder, class_folder"
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster; by default a local Ray.")]
-Cpus = Annotated[int | None, typer.Option(help="CPUs of a local Ray; by default all.")]
+Cpus = Annotated[int | None, typer.Option(min=1, help="CPUs of a local Ray; by default all.")]
 
 
 def ingest(
@@ -30,8 +31,10 @@ def ingest(
     append: Annotated[bool, typer.Option("--append", help="Add the inputs whose keys DEST has never seen.")] = False,
     resize: Annotated[str, typer.Option(help="keep, shortest=256, longest=512, exact=WxH, centre_crop=WxH or pad=WxH.")] = "keep",
     encode: Annotated[str, typer.Option(help="original, jpeg:90, png or webp:80.")] = "original",
-    max_megapixels: Annotated[float | None, typer.Option(help="Larger images are refused, from their header.")] = None,
-    shard_rows: Annotated[int | None, typer.Option(help="Inputs per shard; by default about 64 shards.")] = None,
+    max_megapixels: Annotated[
+        float, typer.Option(min=0.001, max=178, help="Larger images are refused, from their header; Pillow's own limit is 178.")
+    ] = MEGAPIXELS,
+    shard_rows: Annotated[int | None, typer.Option(min=1, help="Inputs per shard; by default about 64 shards.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the rows' order.")] = 0,
     timeout: Timeout = FetchOptions.total_timeout_s,
     per_host: PerHost = FetchOptions.per_host,
@@ -70,7 +73,7 @@ def ingest(
         seed=seed,
         resize=Resize.parse(resize, encode),
         fetch=fetch_options(timeout, per_host, retries, user_agent, ignore_opt_out, allow_loopback),
-        **({} if max_megapixels is None else {"max_pixels": int(max_megapixels * 1e6)}),
+        max_pixels=round(max_megapixels * 1e6),
     )
     prepared = (prepare_append if append else prepare)(source, dest, options)
     show(complete(prepared, address, cpus), dest, json)
@@ -80,10 +83,13 @@ def complete(prepared: Prepared | IngestReport, address: str | None, cpus: int |
     """Run what is left to do on Ray, which takes seconds to start: mistakes and finished corpora need not wait for it."""
     from sightline.pipelines.ingest.report import IngestReport
 
-    if isinstance(prepared, IngestReport):
-        return prepared
-    if prepared.report is not None:
-        return prepared.report
+    report = prepared if isinstance(prepared, IngestReport) else prepared.report
+    if report is not None or isinstance(prepared, IngestReport):
+        assert report is not None
+        output.log.print("there is nothing to do; these are the figures of the run that ended it")
+        return report
+    if prepared.change != "ingest":
+        output.log.print(f"{prepared.change}: {prepared.plan.rows:,} inputs")
     from sightline.infra.session import ray_session
     from sightline.pipelines.ingest.job import run
 
@@ -104,7 +110,18 @@ def show(report: IngestReport, dest: str, json: bool) -> None:
         "corpus": dest,
         "rejected": report.rejected_by_code,
     }
-    output.emit(result, json)
+    shown = {name: value for name, value in result.items() if name != "rejected"}
+    output.emit(result, json, output.facts(shown), *rejections(report, dest))
     if not report.kept:
-        output.log.print(f"nothing was kept of {report.seen:,} inputs; {dest}/errors says why")
+        output.log.print(f"nothing was kept of {report.seen:,} inputs; give the next try a fresh DEST, or remove this one")
         raise typer.Exit(1)
+
+
+def rejections(report: IngestReport, dest: str) -> list[str]:
+    """What was rejected: for each code how often, and one input with what was wrong with it."""
+    from sightline.pipelines.ingest.report import examples
+
+    if not report.rejected_by_code:
+        return []
+    found = examples(dest)
+    return ["", *(f"{count:>10,}  {code:<24} {found.get(code, '')}" for code, count in report.rejected_by_code.items())]

@@ -19,6 +19,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 MISTAKES = {
     "a missing folder": (["ingest", "no-such-folder", "out"], "no-such-folder"),
+    "a destination that is a file": (["ingest", "digits", "a-file"], "a-file is a file; give a folder"),
+    "no CPUs": (["ingest", "digits", "out", "--cpus", "0"], "--cpus"),
+    "a limit above Pillow's": (["ingest", "digits", "out", "--max-megapixels", "500"], "--max-megapixels"),
+    "no time to download": (["ingest", "digits", "out", "--timeout", "-3"], "--timeout"),
     "an unknown recipe": (["train", "no_such_recipe", "corpus={corpus}"], "choose clip_demo, clip_small, lit_small"),
     "a recipe without a corpus": (["train", "clip_demo"], "give corpus=PATH"),
     "no corpus": (["train", "clip_demo", "corpus=empty"], "write one with `sightline ingest"),
@@ -42,6 +46,8 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_costs_one_line(mistake: str, cli_inline: InlineCommandLine, tmp_path: Path, corpus: Path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "a-file").touch()
+    digits_source(tmp_path / "digits", train=4, val=2, test=2)
     arguments, remedy = MISTAKES[mistake]
     done = cli_inline(*(argument.format(corpus=corpus) for argument in arguments))
     assert done.exit_code == 2, done.output

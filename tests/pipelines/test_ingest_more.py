@@ -13,7 +13,7 @@ import typer
 from PIL import Image
 
 from sightline.cli.ingest import KINDS as NAMED
-from sightline.cli.ingest import show
+from sightline.cli.ingest import MEGAPIXELS, rejections, show
 from sightline.pipelines.corpus.forget import forget
 from sightline.pipelines.corpus.manifest import generation_name, read_manifest
 from sightline.pipelines.corpus.reader import Corpus
@@ -201,6 +201,7 @@ def test_what_was_forgotten_does_not_come_back_by_an_append(tmp_path: Path) -> N
 
 def test_the_help_names_every_kind_of_source() -> None:
     assert ", ".join(KINDS) == NAMED
+    assert IngestOptions().max_pixels == MEGAPIXELS * 1e6
 
 
 def test_an_ingest_that_keeps_nothing_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,3 +228,14 @@ def test_tars_whose_keys_shift_when_one_joins_them_are_refused_rather_than_taken
     with pytest.raises(ValueError, match=r"one\.tar#0\.png.* is in .* under the key '0', and the source now calls it 'one"):
         prepare_append(tmp_path / "tars", corpus, IngestOptions())
     assert Corpus.open(corpus).rows == 2
+
+
+def test_what_was_rejected_is_shown_with_an_example(tmp_path: Path) -> None:
+    """On one ingest of four inputs that fail in two ways."""
+    source = photos(tmp_path / "source", ["a", "b", "c", "d"], damaged=("b", "c"))
+    (source / "images" / "d").unlink()
+    prepared = prepare(source, tmp_path / "corpus", IngestOptions())
+    report = finish_alone(prepared)
+    _, *lines = rejections(report, str(tmp_path / "corpus"))
+    assert [line.split()[:2] for line in lines] == [["2", "decode/not_an_image"], ["1", "list/missing"]]
+    assert "no image of a known format" in lines[0] and lines[1].split()[2] == "d:"
