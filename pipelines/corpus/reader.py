@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sightline.pipelines.corpus.digests import page_digest, root_digest
+from sightline.pipelines.corpus.digests import page_digest, root_digest, uid
 from sightline.pipelines.corpus.manifest import Manifest, find_root, read_manifest, read_shards
 from sightline.pipelines.corpus.schema import BYTES, ROW_FIELDS, SCHEMA, SIDECAR_SCHEMA, SPLIT, Row
-from sightline.pipelines.corpus.shards import ShardRecord
+from sightline.pipelines.corpus.shards import ShardRecord, file_sha256
 from sightline.pipelines.corpus.store import LocalStore, Store, open_store
+
+
+MAX_CLASS_ID = 1_000_000  # a tuple of names by id would take all memory for the id of a hostile manifest
 
 
 class Corpus:
@@ -45,6 +49,7 @@ class Corpus:
         self.shards = tuple(shards)
         self._starts = np.cumsum([0, *(shard.rows for shard in shards)]).tolist()
         self._open: list[_Shard | None] = [None] * len(shards)
+        self._whole: list[bool | None] = [None] * len(shards)
         self._locks = [threading.Lock() for _ in shards]  # one each: a shard may have to be downloaded first
 
     @classmethod
@@ -89,9 +94,23 @@ class Corpus:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """Class names by id, none where the source names none; an id that no class has (ids may have gaps) holds ""."""
-        names = {entry["id"]: entry["name"] for entry in self.manifest.classes}
+        """Class names by id, none where the source names none; an id that no class has (ids may have gaps) holds "".
+
+        Raises:
+            ValueError: an id is too large for a list of names.
+        """
+        names = self.class_names
+        if max(names, default=0) > MAX_CLASS_ID:
+            raise ValueError(
+                f"{self.location} has a class {max(names)}, and ids up to {MAX_CLASS_ID:,} can be used; give smaller ones by a "
+                "classes.csv, and ingest again"
+            )
         return tuple(names.get(number, "") for number in range(max(names, default=-1) + 1))
+
+    @cached_property
+    def class_names(self) -> dict[int, str]:
+        """The name of each class by its id, whatever the ids."""
+        return {int(entry["id"]): str(entry["name"]) for entry in self.manifest.classes}
 
     def image(self, index: int) -> memoryview:
         """The encoded image of a row, where it lies: no copy; valid as long as it is held."""
@@ -107,12 +126,50 @@ class Corpus:
         shard, row = self._locate(index)
         return tuple(shard.value("captions", row))
 
+    def uid(self, index: int) -> bytes:
+        """The row's 16 bytes of identity."""
+        shard, row = self._locate(index)
+        uid: bytes = shard.value("uid", row)
+        return uid
+
     def row(self, index: int) -> Row:
         """A whole row; its image and mask are memoryviews of the mapped file."""
         shard, row = self._locate(index)
         values = {name: shard.value(name, row) for name in ROW_FIELDS if name not in BYTES}
         values["captions"], values["labels"] = tuple(values["captions"]), tuple(values["labels"])
         return Row(**values, image=shard.bytes_at("image", row), mask=shard.bytes_or_none("mask", row))
+
+    def checked_row(self, index: int) -> Row:
+        """A whole row, for whoever writes it elsewhere: damage would get a valid digest there.
+
+        A shard's bytes are looked at once. In a damaged one, a row without a mask passes if its image and captions have their
+        digests and all else is as its sidecar has it; a mask has no digest of its own.
+
+        Raises:
+            ValueError: it is not the row that was committed.
+        """
+        row = self.row(index)
+        shard = bisect_right(self._starts, index) - 1
+        if not self._is_whole(shard) and (row.mask is not None or not self._is_intact(row, shard, index - self._starts[shard])):
+            raise ValueError(
+                f"row {index:,} ({row.key!r}) of {self.location} is damaged, or its mask may be ({self.shards[shard].file}); "
+                f"see `sightline corpus verify {self.location}`"
+            )
+        return row
+
+    def _is_whole(self, number: int) -> bool:
+        whole = self._whole[number]
+        if whole is None:
+            record = self.shards[number]
+            whole = self._whole[number] = file_sha256(self._store.local(record.file, record.sha256)) == record.sha256
+        return whole
+
+    def _is_intact(self, row: Row, number: int, position: int) -> bool:
+        with self._store.open(self.shards[number].sidecar) as file:
+            said = pq.read_table(file).slice(position, 1).to_pylist()[0]
+        found = {**vars(row), "captions": list(row.captions), "labels": list(row.labels)}
+        same = all(found[name] == said[name] for name in ROW_FIELDS if name not in BYTES)
+        return same and sha256(row.image).digest() == row.sha256 and uid(row.sha256, row.captions) == row.uid
 
     def sidecar(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Columns of all rows but the bytes, in row order, from the Parquet sidecars.

@@ -23,8 +23,25 @@ from sightline.models.preprocess import Preprocess
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.feed.order import rows_at
 
-Sample = tuple[Tensor, str]
-Loader = Callable[[int, int], Sample]  # (corpus row, epoch) → input and caption
+Sample = tuple[Tensor, str, bytes]
+Loader = Callable[[int, int], Sample]  # (corpus row, epoch) → input, caption, and the uid that was read with them
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rank's part of a global batch: inputs [b, ...], captions, and what the ledger needs to know of it.
+
+    Attributes:
+        uids: uint8 [b, 16], of the rows that were read.
+        epochs: int64 [b].
+        first: the position of the first sample since the start of the run.
+    """
+
+    inputs: Tensor
+    captions: list[str]
+    uids: NDArray[np.uint8]
+    epochs: NDArray[np.int64]
+    first: int
 
 
 def generator(key: str, epoch: int, row: int) -> np.random.Generator:
@@ -43,7 +60,8 @@ def pixel_loader(corpus: Corpus, options: Augment, preprocess: Preprocess, key: 
 
     def load(row: int, epoch: int) -> Sample:
         caption = caption_of(corpus.captions(row), row, epoch)
-        return augment(decode_rgb(corpus.image(row)), caption, options, preprocess, generator(key, epoch, row))
+        pixels, caption = augment(decode_rgb(corpus.image(row)), caption, options, preprocess, generator(key, epoch, row))
+        return pixels, caption, corpus.uid(row)
 
     return load
 
@@ -53,7 +71,7 @@ def feature_loader(corpus: Corpus, features: dict[int, Tensor], options: Augment
 
     def load(row: int, epoch: int) -> Sample:
         caption = caption_of(corpus.captions(row), row, epoch)
-        return augment_features(features[row], caption, options, generator(key, epoch, row))
+        return *augment_features(features[row], caption, options, generator(key, epoch, row)), corpus.uid(row)
 
     return load
 
@@ -85,15 +103,15 @@ class InlineFeed:
         index, epoch = rows_at(step * self.global_batch + first, end - first, len(self.rows), self.key)
         return self.rows[index], epoch
 
-    def batches(self, first: int, last: int) -> Iterator[tuple[Tensor, list[str]]]:
-        """Inputs [b, ...] and captions of the steps first, ..., last - 1."""
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """The steps first, ..., last - 1."""
         with ThreadPoolExecutor(self.threads, thread_name_prefix="feed") as pool:
             pending: deque[list[Future[list[Sample]]]] = deque()
             for step in range(first, last + self.ahead):
                 if step < last:
                     pending.append(self._submit(pool, step))
                 if step >= first + self.ahead:
-                    yield collate([sample for part in pending.popleft() for sample in part.result()])
+                    yield self._collate(step - self.ahead, [sample for part in pending.popleft() for sample in part.result()])
 
     def _submit(self, pool: ThreadPoolExecutor, step: int) -> list[Future[list[Sample]]]:
         rows, epochs = self.positions(step)
@@ -103,6 +121,12 @@ class InlineFeed:
     def _load(self, rows: NDArray[np.int64], epochs: NDArray[np.int64]) -> list[Sample]:
         return [self.load(int(row), int(epoch)) for row, epoch in zip(rows, epochs, strict=True)]
 
-
-def collate(samples: list[Sample]) -> tuple[Tensor, list[str]]:
-    return torch.stack([image for image, _ in samples]), [caption for _, caption in samples]
+    def _collate(self, step: int, samples: list[Sample]) -> Batch:
+        inputs, captions, uids = zip(*samples, strict=True)
+        return Batch(
+            torch.stack(inputs),
+            list(captions),
+            np.frombuffer(b"".join(uids), np.uint8).reshape(len(uids), -1),
+            self.positions(step)[1],
+            step * self.global_batch + (self.own or slice(None)).indices(self.global_batch)[0],
+        )

@@ -1,7 +1,7 @@
 """Checkpoints: a fresh folder each, torch's DCP inside, and a manifest that is written last.
 
-`step-00000200-<attempt>/` holds DCP's files and then `complete.json` (step, run id, sizes). A folder without it never
-counts: DCP's own marker survives in a folder that is written twice, so no folder is. What must be restored is the
+`step-00000200-<attempt>/` holds DCP's files and then `complete.json` (step, loss, the ledger's link, run id, sizes). A folder
+without it never counts: DCP's own marker survives in a folder that is written twice, so no folder is. What must be restored is the
 weights, the optimizer's state and the step; the data position and the schedule are functions of the step.
 """
 
@@ -26,11 +26,12 @@ MARKER = "complete.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint: its folder, the number of steps done, and the loss of the last of them."""
+    """A complete checkpoint: its folder, the number of steps done, the loss of the last of them, and the ledger's link."""
 
     path: Path
     step: int
     loss: float
+    read: str
 
 
 def newest(folder: Path, run_id: str) -> Checkpoint | None:
@@ -40,7 +41,7 @@ def newest(folder: Path, run_id: str) -> Checkpoint | None:
         record = json.loads(marker.read_text())
         whole = all(_has_size(marker.parent / name, size) for name, size in record["files"].items())
         if record["run_id"] == run_id and whole:
-            found.append(Checkpoint(marker.parent, record["step"], record["loss"]))
+            found.append(Checkpoint(marker.parent, record["step"], record["loss"], record["read"]))
     return max(found, key=lambda checkpoint: checkpoint.step, default=None)
 
 
@@ -52,6 +53,7 @@ def save(
     folder: Path,
     step: int,
     loss: float,
+    read: str,
     run_id: str,
     towers: Towers,
     optimizer: torch.optim.Optimizer,
@@ -65,7 +67,7 @@ def save(
     state_dict_saver.save(state(towers, optimizer), checkpoint_id=str(path))
     if dist.get_rank() == 0:
         files = {file.name: file.stat().st_size for file in sorted(path.iterdir())}
-        write_atomically(path / MARKER, json.dumps({"step": step, "loss": loss, "run_id": run_id, "files": files}))
+        write_atomically(path / MARKER, json.dumps({"step": step, "loss": loss, "read": read, "run_id": run_id, "files": files}))
         prune(folder, path, keep)
 
 

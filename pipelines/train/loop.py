@@ -28,6 +28,7 @@ from sightline.models.sharding import REPLICATED, Strategy, choose, clip_gradien
 from sightline.models.text import get_tokenizer
 from sightline.models.towers import Towers, build
 from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.feed import ledger
 from sightline.pipelines.feed.inline import InlineFeed, feature_loader, pixel_loader
 from sightline.pipelines.train import checkpoints, locked
 from sightline.pipelines.train.finish import write_artifact
@@ -36,7 +37,7 @@ from sightline.pipelines.train.spec import Launch, OptimConfig, RunSpec, select_
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step reports; the loss is the one over the global batch."""
+    """What one optimizer step reports; the loss is the one over the global batch, `read` the ledger's link."""
 
     step: int
     loss: float
@@ -44,6 +45,7 @@ class Step:
     lr: float
     logit_scale: float
     samples_per_s: float
+    read: str
 
 
 def train(
@@ -107,21 +109,24 @@ def train(
     checkpoint = found[0]
     if checkpoint:
         checkpoints.load(checkpoint, towers, optimizer)
-    first = checkpoint.step if checkpoint else 0
+    first, read = (checkpoint.step, checkpoint.read) if checkpoint else (0, ledger.origin(spec.order_key))
 
     # -- the loop
     done: list[Step] = []
     began = time.monotonic()
-    for step, (inputs, captions) in enumerate(feed.batches(first, spec.steps), start=first):
+    for step, batch in enumerate(feed.batches(first, spec.steps), start=first):
         lr = learning_rate(spec.optim, step, spec.steps)
         for param_group in optimizer.param_groups:
             param_group["lr"] = lr
-        inputs = inputs.to(device)
+        inputs = batch.inputs.to(device)
         inputs = spec.model.preprocess.normalise(inputs) if trunk is None else inputs
-        mean_loss = backward(towers, inputs, captions, partial(seed_torch, spec.seed, step))
+        mean_loss = backward(towers, inputs, batch.captions, partial(seed_torch, spec.seed, step))
         reduce_replicated(towers, group)
         norm = clip_gradients(towers, spec.optim.clip_norm or float("inf"))
         dist.all_reduce(mean_loss, group=group)
+        words = torch.from_numpy(ledger.words_of(batch.uids, batch.epochs, batch.first).sum(axis=0)).to(device)
+        dist.all_reduce(words, group=group)
+        read = ledger.link(read, words.cpu().numpy())
         if not (torch.isfinite(mean_loss) and torch.isfinite(norm)):
             raise FloatingPointError(
                 f"step {step + 1} has loss {float(mean_loss) / world} and gradient norm {float(norm)}; "
@@ -140,13 +145,14 @@ def train(
                 lr,
                 float(towers.logit_scale.detach().exp()),
                 spec.global_batch / (now - began),
+                read,
             )
         )
         began = now
         if rank == 0:
             report(done[-1])
         if (step + 1) % launch.checkpoint_every == 0 or step + 1 == spec.steps:
-            checkpoints.save(folder, step + 1, done[-1].loss, spec.run_id, towers, optimizer)
+            checkpoints.save(folder, step + 1, done[-1].loss, read, spec.run_id, towers, optimizer)
     last = done[-1] if done else checkpoint
     assert last is not None
     write_artifact(spec, launch, corpus, towers, trunk, last.loss)

@@ -23,8 +23,9 @@ from sightline.cli.sample import sample
 from sightline.cli.serve import serve
 from sightline.cli.submit import submit
 from sightline.cli.train import train
+from sightline.cli.verify import verify
 
-VERBS: tuple[Callable[..., None], ...] = (sample, ingest, train, evaluate, serve, submit, demo)
+VERBS: tuple[Callable[..., None], ...] = (sample, ingest, train, verify, evaluate, serve, submit, demo)
 # What a person can mend with another argument, another file or another package. The rest is ours and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ModuleNotFoundError)
 

@@ -57,3 +57,6 @@ def test_a_killed_run_ends_in_the_same_weights(cli: CommandLine, cli_environment
     assert (Path(first["artifact"]) / "weights.safetensors").read_bytes() == (
         Path(second["artifact"]) / "weights.safetensors"
     ).read_bytes()
+    verified = cli("verify", Path(second["artifact"]).parent, "--json")
+    assert verified.returncode == 0, verified.stderr
+    assert json.loads(verified.stdout)["verdict"].startswith("each of 60 rows was read exactly 6 times, and 24 of them once more")

@@ -20,12 +20,13 @@ def test_batches_are_the_same_at_any_world_size_thread_count_and_start(digits: C
     alone = list(feed(digits, None, 1).batches(0, 14))  # 336 samples: into the second epoch
     split = [list(feed(digits, own, 3).batches(0, 14)) for own in (slice(0, 13), slice(13, 24))]
     late = list(feed(digits, slice(0, 24), 2).batches(9, 14))
-    for step, (pixels, captions) in enumerate(alone):
+    for step, batch in enumerate(alone):
+        pixels, captions = batch.inputs, batch.captions
         assert pixels.dtype == torch.uint8 and pixels.shape == (24, 3, 32, 32)
-        assert torch.equal(pixels, torch.cat([part[step][0] for part in split]))
-        assert captions == [caption for part in split for caption in part[step][1]]
+        assert torch.equal(pixels, torch.cat([part[step].inputs for part in split]))
+        assert captions == [caption for part in split for caption in part[step].captions]
         if step >= 9:
-            assert torch.equal(pixels, late[step - 9][0]) and captions == late[step - 9][1]
+            assert torch.equal(pixels, late[step - 9].inputs) and captions == late[step - 9].captions
 
 
 def test_a_broken_row_stops_the_feed(digits: Corpus) -> None:

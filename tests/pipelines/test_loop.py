@@ -6,12 +6,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from sightline.models.load import load_model
 from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.feed.ledger import replay
 from sightline.pipelines.train import checkpoints
 from sightline.pipelines.train.loop import Step, train
 from sightline.pipelines.train.spec import Launch, RunSpec, resolve
@@ -72,6 +74,13 @@ def test_world_size_and_interruption_change_nothing(digits: Corpus, tmp_path: Pa
         assert rank0.loss == pytest.approx(alone.loss, abs=1e-4)
         assert rank0.grad_norm == pytest.approx(alone.grad_norm, rel=1e-3)
 
+    # What was read is the same for any number of workers and interruptions, and it is what the plan says.
+    assert [step.read for step in two[0]] == [step.read for step in two[1]] == [step.read for step in one]
+    assert [step.read for step in again] == [step.read for step in one[30:]]
+    rows = digits.select("train")
+    uids = np.frombuffer(b"".join(digits.uid(int(row)) for row in rows), np.uint8).reshape(len(rows), 16)
+    assert list(replay(uids, spec.order_key, spec.global_batch, STEPS)) == [step.read for step in one]
+
     # The resumed run starts after the checkpoint, repeats its losses and ends in the same bits.
     assert [step.step for step in again] == list(range(31, STEPS + 1))
     assert [step.loss for step in again] == [step.loss for step in one[30:]]
@@ -103,7 +112,9 @@ def test_checkpoints_without_their_marker_do_not_count(tmp_path: Path) -> None:
         folder = tmp_path / f"step-{step:08d}-{name}"
         folder.mkdir()
         (folder / "data").write_bytes(b"abc")
-        (folder / checkpoints.MARKER).write_text(json.dumps({"step": step, "loss": 0.5, "run_id": run_id, "files": {"data": size}}))
+        (folder / checkpoints.MARKER).write_text(
+            json.dumps({"step": step, "loss": 0.5, "read": "00", "run_id": run_id, "files": {"data": size}})
+        )
         return folder
 
     good = write(10, "a")
