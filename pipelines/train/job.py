@@ -45,16 +45,26 @@ class TrainReport:
     samples_per_s: float | None
 
 
+@dataclass(frozen=True)
+class Stopped:
+    """Why the workers gave up."""
+
+    why: str
+
+
+News = Step | str | Stopped
+
+
 class Progress:
     """Where rank 0 leaves its steps and what it has to say, and the driver picks them up."""
 
     def __init__(self) -> None:
-        self._news: list[Step | str] = []
+        self._news: list[News] = []
 
-    def push(self, news: Step | str) -> None:
+    def push(self, news: News) -> None:
         self._news.append(news)
 
-    def since(self, count: int) -> list[Step | str]:
+    def since(self, count: int) -> list[News]:
         return self._news[count:]
 
 
@@ -100,7 +110,7 @@ def _fit(spec: RunSpec, launch: Launch, show: Callable[[Step], None], say: Calla
     # On this node: it lives exactly as long as the one that looks at it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     progress: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Progress).remote()
-    seen: list[Step | str] = []
+    seen: list[News] = []
     finished = threading.Event()
 
     def pull() -> None:
@@ -108,7 +118,7 @@ def _fit(spec: RunSpec, launch: Launch, show: Callable[[Step], None], say: Calla
             seen.append(news)
             if isinstance(news, str):
                 say(news)
-            else:
+            elif isinstance(news, Step):
                 show(news)
 
     def watch() -> None:
@@ -141,6 +151,9 @@ def _fit(spec: RunSpec, launch: Launch, show: Callable[[Step], None], say: Calla
         watcher.join()
     pull()
     ray.kill(progress)
+    for news in seen:
+        if isinstance(news, Stopped):
+            raise ValueError(news.why)
     return [news for news in seen if isinstance(news, Step)]
 
 
@@ -158,7 +171,10 @@ def _worker(config: dict[str, Any]) -> None:
             metrics.write(json.dumps(asdict(step)) + "\n")
             progress.push.remote(step)
 
-        train(spec, launch, corpus, report, progress.push.remote)
+        try:
+            train(spec, launch, corpus, report, progress.push.remote)
+        except FloatingPointError as error:  # on all ranks at once, and again in every attempt: nothing to retry
+            ray.get(progress.push.remote(Stopped(str(error))))
     ray.train.report({"steps": spec.steps})
 
 

@@ -8,6 +8,7 @@ learning rate is a function of k, augmentation is keyed by (seed, epoch, row), a
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import time
@@ -19,8 +20,10 @@ from math import cos, pi
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch.distributed.device_mesh import DeviceMesh
 
 from sightline.models.losses import Share
@@ -128,10 +131,8 @@ def train(
         dist.all_reduce(words, group=group)
         read = ledger.link(read, words.cpu().numpy())
         if not (torch.isfinite(mean_loss) and torch.isfinite(norm)):
-            raise FloatingPointError(
-                f"step {step + 1} has loss {float(mean_loss) / world} and gradient norm {float(norm)}; "
-                f"{folder} keeps the last good state"
-            )
+            uids = share.gather(torch.from_numpy(batch.uids.copy()).to(device)).cpu().numpy()
+            raise FloatingPointError(stopped(launch.run_dir, step + 1, float(mean_loss) / world, float(norm), uids, rank))
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
@@ -157,6 +158,19 @@ def train(
     assert last is not None
     write_artifact(spec, launch, corpus, towers, trunk, last.loss)
     return done
+
+
+def stopped(run_dir: Path, step: int, loss: float, norm: float, uids: NDArray[np.uint8], rank: int) -> str:
+    """Leave behind which rows [B, 16] a step had that cannot be used, and say so."""
+    path = run_dir / f"stopped-at-step-{step}.json"
+    names = [row.tobytes().hex() for row in uids]
+    if rank == 0:
+        facts = {"step": step, "loss": str(loss), "grad_norm": str(norm), "uids": names}
+        checkpoints.write_atomically(path, json.dumps(facts, indent=1) + "\n")
+    return (
+        f"step {step} has loss {loss} and gradient norm {norm}, and was not taken; its {len(names)} rows ({names[0]}, ...) are in "
+        f"{path}; the last checkpoint is whole; begin a run with a smaller lr, or without these rows"
+    )
 
 
 def placement(towers: Towers, strategy: Strategy | Literal["auto"], device: torch.device) -> tuple[Strategy, DeviceMesh, str]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from sightline.models.load import load_model
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.feed.ledger import replay
+from sightline.pipelines.feed.order import rows_at
 from sightline.pipelines.train import checkpoints
 from sightline.pipelines.train.loop import Step, train
 from sightline.pipelines.train.spec import Launch, RunSpec, resolve
@@ -91,6 +92,28 @@ def test_world_size_and_interruption_change_nothing(digits: Corpus, tmp_path: Pa
     assert described["provenance"]["corpus_root"] == digits.root
     assert described["provenance"]["run_id"] == spec.run_id
     assert load_model(str(launches[0].run_dir)).classes == digits.classes
+
+
+def stopped(spec: RunSpec, launch: Launch) -> str:
+    try:
+        run(spec, launch)
+    except FloatingPointError as error:
+        return str(error)
+    return ""
+
+
+def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_rows(digits: Corpus, tmp_path: Path) -> None:
+    """A learning rate that blows the weights up on the second step; the first one is in a checkpoint."""
+    spec = spec_for(digits)
+    spec = replace(spec, optim=replace(spec.optim, lr=1e30, warmup_steps=1), steps=9)
+    launch = Launch(tmp_path / "run", checkpoint_every=1)
+    (message, other) = on_ranks(2, tmp_path / "r", stopped, spec, launch)
+    assert message == other and message.startswith("step 2 has loss nan")
+    facts = json.loads((launch.run_dir / "stopped-at-step-2.json").read_text())
+    index, _ = rows_at(24, 24, len(digits.select("train")), spec.order_key)
+    assert facts["uids"] == [digits.uid(int(digits.select("train")[i])).hex() for i in index]
+    newest = checkpoints.newest(launch.run_dir / "checkpoints", spec.run_id)
+    assert newest is not None and newest.step == 1 and not (launch.run_dir / "artifact").exists()
 
 
 def refused(spec: RunSpec, launch: Launch) -> str:
