@@ -29,6 +29,7 @@ bench: $(STAMP) ## our figures beside the peers', on CORPUS=... and PHOTOS=..., 
 	$(BIN)/python -m benchmarks.ingest_vs_img2dataset $(PHOTOS)
 	$(BIN)/python -m benchmarks.corpus_scale
 	$(BIN)/python -m benchmarks.ingest_memory
+	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.clip_small_vs_open_clip $(CORPUS)
 
 campaign: $(STAMP) ## kills by the dozen (10 minutes), written to BENCHMARKS.md

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from sightline.pipelines.corpus.columns import columns
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.schema import FILTER
 from sightline.pipelines.corpus.shards import filtered
+from sightline.pipelines.corpus.view import Cost, select_view
 
 READ = ("uid", "format", "width", "height", "captions", "labels", "sha256", "nbytes", "mask_nbytes", "aspect")
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -55,6 +57,18 @@ class FilterFacts:
 
 
 @dataclass(frozen=True)
+class ColumnFacts:
+    """A column that was added: what computes it and its values' type, for how many rows it was made, and by which rule."""
+
+    name: str
+    kind: str
+    type: str
+    rows: int
+    rule: Mapping[str, Any]
+    current: bool
+
+
+@dataclass(frozen=True)
 class Description:
     """Statistics of a corpus, or of a split of it.
 
@@ -67,7 +81,8 @@ class Description:
         classes: rows by class (its name, or its id where it has none), the most frequent first; `class_count` of them all.
         labelled, masks, captioned: rows with any.
         equal_pairs, equal_images: rows with the uid, or the image, of an earlier row.
-        filters, columns: names of what was added later.
+        filters: what each costs; `view`: what those that were asked for cost together, in their order.
+        columns: all that was added later, filters too.
     """
 
     location: str
@@ -95,14 +110,15 @@ class Description:
     equal_pairs: int
     equal_images: int
     filters: tuple[FilterFacts, ...]
-    columns: tuple[str, ...]
+    view: tuple[Cost, ...]
+    columns: tuple[ColumnFacts, ...]
 
 
-def describe(corpus: Corpus, split: str | None = None) -> Description:
-    """Statistics of a corpus or a split.
+def describe(corpus: Corpus, split: str | None = None, filters: Sequence[str] = ()) -> Description:
+    """Statistics of a corpus or a split, and what filters cost there, each alone and after those before it.
 
     Raises:
-        ValueError: there is no such split.
+        ValueError: there is no such split or filter.
     """
     manifest, table = corpus.manifest, corpus.sidecar(READ)
     if split is not None:
@@ -120,9 +136,11 @@ def describe(corpus: Corpus, split: str | None = None) -> Description:
         histogram("caption length", "words", words(texts)),
     )
     left_out = filtered(manifest.codes)
-    names, infos = corpus.classes, columns(corpus)
+    infos = columns(corpus)
     counted = counts(labels)
-    by_class = {names[number] if number < len(names) and names[number] else str(number): count for number, count in counted.items()}
+    by_class = Counter[str]()
+    for number, count in counted.items():
+        by_class[corpus.class_names.get(number) or str(number)] += count
     return Description(
         location=corpus.location,
         root=corpus.root,
@@ -153,7 +171,10 @@ def describe(corpus: Corpus, split: str | None = None) -> Description:
             for info in infos
             if info.kind == FILTER
         ),
-        columns=tuple(info.name for info in infos if info.kind != FILTER),
+        view=select_view(corpus, filters, split).costs if filters else (),
+        columns=tuple(
+            ColumnFacts(info.name, info.kind, info.type, info.rows, info.rule, info.root == corpus.root) for info in infos
+        ),
     )
 
 
@@ -214,11 +235,10 @@ def draw_samples(corpus: Corpus, split: str | None, count: int, seed: int) -> li
     """Rows of a split, drawn by a seed, in the order of the corpus."""
     rows = corpus.select(split)
     drawn: Sequence[int] = sorted(np.random.default_rng(seed).choice(rows, min(count, len(rows)), replace=False).tolist())
-    classes = corpus.classes
     samples = []
     for index in drawn:
         row = corpus.row(index)
-        names = tuple(classes[label] if label < len(classes) and classes[label] else str(label) for label in row.labels)
+        names = tuple(corpus.class_names.get(label) or str(label) for label in row.labels)
         samples.append(Sample(index, row.key, row.captions, names))
     return samples
 

@@ -143,9 +143,14 @@ def without(store: Store, shard: ShardRecord, rows: Collection[int]) -> ShardRec
     Raises:
         ValueError: it is damaged: its bytes would get a valid digest.
     """
+    copied = {shard.file: shard.sha256, shard.errors: shard.errors_sha256, shard.answers: shard.answers_sha256}
+    for name, digest in copied.items():
+        if name is not None:
+            with on_disk(store, name) as path:
+                if file_sha256(path) != digest:
+                    remedy = f"see `sightline corpus verify {store.location}`"
+                    raise ValueError(f"{name} is damaged and cannot be written again; {remedy}")
     with on_disk(store, shard.file) as path:
-        if file_sha256(path) != shard.sha256:
-            raise ValueError(f"{shard.file} is damaged and cannot be written again; see `sightline corpus verify {store.location}`")
         kept = (row for i, row in enumerate(file_rows(path)) if i not in rows)
         gone, said = shard.forgotten + len(rows), read_answers(store, shard)
         return write_files(store, shard.plan, shard.index, chain(kept, rejections(store, shard)), gone, said)

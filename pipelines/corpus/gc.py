@@ -1,9 +1,10 @@
 """Remove what no generation names: leftovers of writers that died, and with `purge` whatever only older generations hold.
 
-A file that nobody names may be about to be named, so it has to be old; what lies below a plan that no generation has belongs
-to an ingest that is unfinished, and stays. A purge first revokes the older generations, then removes their files, their
-pages last: so the same command again ends what a killed one began. It also blanks what the plans say of forgotten rows;
-their keys stay, because an append goes by them.
+A file that nobody names may be about to be named, so it has to be old. What lies below a plan that no generation has belongs
+to an ingest that is unfinished, and stays; a purge takes such a plan for abandoned if none of its files was written lately, and
+removes it whole (an ingest of it that does run fails its commit; the same command again does the shards anew). A purge also
+first revokes the older generations, then removes their files, their pages last: so the same command again ends what a killed
+one began. It also blanks what the plans say of forgotten rows; their keys stay, because an append goes by them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from sightline.pipelines.corpus.store import STAGING, TEMPORARY, Store
 
 DAY_S = 86_400.0
 SHARD_FOLDERS = ("data", "meta", "errors")
+PLAN_FOLDERS = ("plans", *SHARD_FOLDERS)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Collected:
         revoked: generations that cannot be opened any more, from now on.
         redacted: inputs of plans that were blanked.
         unfinished: plans that no generation has; their files stay.
+        abandoned: such plans that were removed, for none of their files was written lately; only by a purge.
     """
 
     files: int
@@ -45,6 +48,7 @@ class Collected:
     revoked: tuple[int, ...]
     redacted: int
     unfinished: tuple[str, ...]
+    abandoned: tuple[str, ...]
 
 
 def collect(store: Store, *, purge: bool = False, older_than_s: float = DAY_S, dry_run: bool = False) -> Collected:
@@ -67,7 +71,12 @@ def collect(store: Store, *, purge: bool = False, older_than_s: float = DAY_S, d
         for generation in older:
             store.create(revoked_name(generation.manifest.generation), b"")
     finished = {plan for generation in history.live for plan in generation.manifest.plan_ids}
+    begun = {plan: files_of_plan(store, plan) for plan in (unfinished_plans(store, finished) if purge else ())}
+    abandoned = {
+        plan: files for plan, files in begun.items() if files and min(age_s(store, name) for name in files) >= older_than_s
+    }
     victims = [
+        *(name for files in abandoned.values() for name in files),
         *leftovers(store, finished, keep | doomed, older_than_s),
         *sorted(doomed, key=lambda name: name.startswith("manifests/")),
     ]
@@ -75,12 +84,30 @@ def collect(store: Store, *, purge: bool = False, older_than_s: float = DAY_S, d
     if not dry_run:
         for name in sizes:
             store.remove(name)
-        for plan in finished & set(store.folders(STAGING)):
+        for plan in (finished | abandoned.keys()) & set(store.folders(STAGING)):
             store.remove_folder(f"{STAGING}/{plan}")
+        for folder in (f"{folder}/{plan}" for folder in PLAN_FOLDERS for plan in abandoned):
+            store.remove_folder(folder)
     redacted = sum(redact(store, history.live[0], plan, dry_run) for plan in history.current.plan_ids) if purge else 0
-    unfinished = tuple(plan for plan in plan_ids(store) if plan not in finished)
+    unfinished = tuple(plan for plan in plan_ids(store) if plan not in finished and plan not in abandoned)
     revoked = tuple(generation.manifest.generation for generation in older)
-    return Collected(len(sizes), sum(sizes.values()), revoked, redacted, unfinished)
+    return Collected(len(sizes), sum(sizes.values()), revoked, redacted, unfinished, tuple(sorted(abandoned)))
+
+
+def unfinished_plans(store: Store, finished: Collection[str]) -> list[str]:
+    """The plans that have files and that no generation has."""
+    return sorted({plan for folder in PLAN_FOLDERS for plan in store.folders(folder)} - set(finished))
+
+
+def files_of_plan(store: Store, plan: str) -> list[str]:
+    """First the records of what is done: without them the plan's ingest does its shards anew, whatever else is gone."""
+    return [name for folder in (STAGING, *PLAN_FOLDERS) for name in store.names(f"{folder}/{plan}")]
+
+
+def age_s(store: Store, name: str) -> float:
+    """How long ago a file was written; 0 for one that is not there any more."""
+    written = store.modified(name)
+    return 0.0 if written is None else time.time() - written
 
 
 def named(store: Store, generation: Generation) -> Iterator[str]:
@@ -120,12 +147,6 @@ def remains(store: Store, manifest: Manifest) -> Generation:
 
 def leftovers(store: Store, finished: Collection[str], known: Collection[str], older_than_s: float) -> Iterator[str]:
     """Files that nobody names, long enough ago."""
-    now = time.time()
-
-    def age_s(name: str) -> float:
-        written = store.modified(name)
-        return 0.0 if written is None else now - written
-
     groups = [[name] for name in (*store.names("manifests/pages"), *store.names("tombstones"), *store.names(TEMPORARY))]
     for folder in SHARD_FOLDERS:
         groups += [[name] for plan in store.folders(folder) if plan in finished for name in store.names(f"{folder}/{plan}")]
@@ -134,7 +155,7 @@ def leftovers(store: Store, finished: Collection[str], known: Collection[str], o
     groups += column_groups(store)
     for group in groups:
         unnamed = [name for name in group if name not in known]
-        if unnamed and min(map(age_s, unnamed)) >= older_than_s:
+        if unnamed and min(age_s(store, name) for name in unnamed) >= older_than_s:
             yield from unnamed
 
 

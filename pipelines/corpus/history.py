@@ -76,7 +76,10 @@ def read_history(store: Store) -> History:
         raise ValueError(f"no manifest of {store.location} can be read; restore one from a copy")
     try:
         if store.read(CURRENT) not in data.values():  # an older one is right too: its writer died before it could say so
-            problems.append((CURRENT, f"is no copy of {files[max(files)]}; one of the two is damaged"))
+            last = files[max(files)]
+            whole = (last, "cannot be read") not in problems and (last, "is not as it was written") not in problems
+            remedy = f"; copy {last} over {CURRENT}" if whole else ", nor is that one whole; restore one of the two from a copy"
+            problems.append((CURRENT, f"is no copy of {last}{remedy}"))
     except FileNotFoundError:
         problems.append((CURRENT, "is missing"))
     problems += [(generation_name(number), "is missing") for number in range(1, max(data)) if number not in data]
@@ -96,11 +99,17 @@ def read_history(store: Store) -> History:
 
 
 def ancestors(store: Store, manifest: Manifest) -> Iterator[Manifest]:
-    """A generation, its parent, and so on to the first."""
+    """A generation, its parent, and so on to the first.
+
+    Raises:
+        ValueError: a file holds another generation than its name says, so that this might never end.
+    """
     yield manifest
-    while manifest.parent is not None:
-        name = generation_name(manifest.parent)
+    while (number := manifest.parent) is not None:
+        name = generation_name(number)
         manifest = decode(store.read(name), f"{store.location}/{name}")
+        if manifest.generation != number:
+            raise ValueError(f"{store.location}/{name} is damaged; see `sightline corpus verify {store.location}`")
         yield manifest
 
 

@@ -17,7 +17,7 @@ from shutil import copyfileobj
 
 import pyarrow.parquet as pq
 
-from sightline.pipelines.corpus.commit import Draft, commit, joined_classes
+from sightline.pipelines.corpus.commit import Draft, commit
 from sightline.pipelines.corpus.forget import Tombstones, read_tombstones, write_tombstones
 from sightline.pipelines.corpus.manifest import Manifest, newest, read_manifest, read_shards
 from sightline.pipelines.corpus.object_store import ObjectStore
@@ -156,10 +156,24 @@ def check_forgotten(one: Input, other: Input, gone: Tombstones) -> None:
 
 
 def united_classes(inputs: Sequence[Input]) -> list[tuple[int, str]]:
-    classes: list[tuple[int, str]] = []
+    """The classes of all inputs by id.
+
+    Raises:
+        ValueError: ids that have two names; labels are ids within the shards, which a merge takes over as they are.
+    """
+    named: dict[int, tuple[str, str]] = {}
     for one in inputs:
-        classes = joined_classes(one.manifest, classes) if classes else pairs(one.manifest)
-    return classes
+        here = one.store.location
+        clashes = [(i, *named[i], name) for i, name in pairs(one.manifest) if i in named and named[i][0] != name]
+        if clashes:
+            (number, theirs, there, ours), more = clashes[0], len(clashes) - 1
+            others = f", and {more:,} more ids have two names" if more else ""
+            raise ValueError(
+                f"class {number} is {theirs!r} in {there} and {ours!r} in {here}{others}; `sightline corpus export {here} DIR --to "
+                "folder`, give DIR/classes.csv the ids that the names have there, and merge what `sightline ingest DIR` makes of it"
+            )
+        named |= {i: (name, here) for i, name in pairs(one.manifest) if i not in named}
+    return sorted((i, name) for i, (name, _) in named.items())
 
 
 def pairs(manifest: Manifest) -> list[tuple[int, str]]:

@@ -15,6 +15,7 @@ from PIL import Image
 from sightline.models.codec import ImageError, decode_rgb
 from sightline.pipelines.corpus.describe import QUANTILES, Description, Histogram, Sample, draw_samples
 from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.corpus.schema import canonical_json
 
 SAMPLES, THUMBNAIL, CAPTION = 24, 320, 160
 WIDTH, HEIGHT = 360, 120
@@ -122,6 +123,17 @@ def account_cards(one: Description) -> list[str]:
     for each in one.filters:
         note = f"{each.passed:,} of {each.rows:,} rows pass" + ("" if each.current else "; of another root")
         cards.append(card(f"Filter {each.name}", each.costs or {"fails": each.rows - each.passed}, each.rows, note, wrong=True))
+    if one.view:
+        costs = {f"{cost.name} (alone {cost.alone:,})": cost.after for cost in one.view}
+        note = f"each after those before it; {one.view[-1].left:,} of {one.rows:,} rows are left"
+        cards.append(card("Filters together", costs, one.rows, note, wrong=True))
+    if one.columns:
+        stale = {True: "", False: ", made for another root"}
+        made = {
+            f"{each.name}: {each.kind}, {each.type}{stale[each.current]} {canonical_json(each.rule)}": each.rows
+            for each in one.columns
+        }
+        cards.append(card("Columns", made, one.kept, "rows for which each was made"))
     return [text for text in cards if text]
 
 
@@ -187,7 +199,7 @@ def figure(corpus: Corpus, sample: Sample) -> str:
 def thumbnail(corpus: Corpus, row: int) -> str:
     """A small JPEG of a row as a data URL; an empty one for a row whose image cannot be decoded any more."""
     try:
-        image = Image.fromarray(decode_rgb(corpus.image(row)))
+        image = Image.fromarray(decode_rgb(corpus.image(row), max_pixels=corpus.max_pixels))
     except ImageError:
         return "data:,"
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)

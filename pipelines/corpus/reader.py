@@ -23,13 +23,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from sightline.models.codec import MAX_PIXELS
 from sightline.pipelines.corpus.digests import page_digest, root_digest, uid
-from sightline.pipelines.corpus.manifest import Manifest, find_root, read_manifest, read_shards
+from sightline.pipelines.corpus.manifest import CURRENT, Manifest, decode, encode, find_root, read_manifest, read_shards
+from sightline.pipelines.corpus.plan import config_name, plan_config
 from sightline.pipelines.corpus.schema import BYTES, ROW_FIELDS, SCHEMA, SIDECAR_SCHEMA, SPLIT, Row
 from sightline.pipelines.corpus.shards import ShardRecord, file_sha256
 from sightline.pipelines.corpus.store import LocalStore, Store, open_store
 
-
+MOST_PIXELS = 178_000_000  # Pillow's own limit, and that of `sightline ingest --max-megapixels`
 MAX_CLASS_ID = 1_000_000  # a tuple of names by id would take all memory for the id of a hostile manifest
 
 
@@ -61,7 +63,10 @@ class Corpus:
             ValueError: its format is another one, it is damaged, or no generation has the root.
         """
         store = open_store(path)
-        manifest = read_manifest(store) if root is None else find_root(store, root)
+        try:
+            manifest = read_manifest(store) if root is None else find_root(store, root)
+        except ValueError as error:
+            raise ValueError(f"{error}{remedy_of(store)}") from None
         try:
             shards = read_shards(store, manifest.pages)
         except FileNotFoundError as error:
@@ -111,6 +116,17 @@ class Corpus:
     def class_names(self) -> dict[int, str]:
         """The name of each class by its id, whatever the ids."""
         return {int(entry["id"]): str(entry["name"]) for entry in self.manifest.classes}
+
+    @cached_property
+    def max_pixels(self) -> int:
+        """How many pixels an image of it may have: the most that any of its ingests let through.
+
+        Plans are no part of the rows, so a copy may lack them; then it is as many as an ingest lets through by itself. What a
+        plan of strangers says counts up to the most that may be asked for.
+        """
+        there = [plan for plan in self.manifest.plan_ids if self._store.size(config_name(plan)) is not None]
+        said = [plan_config(self._store, plan).get("max_pixels", MAX_PIXELS) for plan in there]
+        return min(max([number for number in said if type(number) is int], default=MAX_PIXELS), MOST_PIXELS)
 
     def image(self, index: int) -> memoryview:
         """The encoded image of a row, where it lies: no copy; valid as long as it is held."""
@@ -280,6 +296,22 @@ class _Shard:
     def value(self, column: str, row: int) -> Any:
         number, position = self._locate(row)
         return self.batches[number].column(column)[position].as_py()
+
+
+def remedy_of(store: Store) -> str:
+    """What to do about a `manifest.json` that cannot be read, where the last generation is whole; else nothing."""
+    try:
+        decode(store.read(CURRENT), CURRENT)
+        return ""
+    except (OSError, ValueError):
+        pass
+    last = max((name for name in store.names("manifests") if name.endswith(".json")), default=None)
+    try:
+        if last is None or encode(decode(data := store.read(last), last)) != data:
+            return ""
+    except (OSError, ValueError):
+        return ""
+    return f"; or, as {last} is whole, copy it over {CURRENT}"
 
 
 def listed_truly(manifest: Manifest, shards: Sequence[ShardRecord]) -> bool:

@@ -219,14 +219,10 @@ def open_store(location: str | Path) -> Store:
     Raises:
         ValueError: no file system is known for the URL.
         ModuleNotFoundError: the package for it is not installed.
-        NotADirectoryError: the path is a file's.
     """
     text = str(location).removeprefix("file://")
     if "://" not in text:
-        path = Path(text).expanduser().absolute()  # it travels to processes that run elsewhere
-        if path.is_file():
-            raise NotADirectoryError(f"{location} is a file; give a folder")
-        return LocalStore(path)
+        return LocalStore(Path(text).expanduser().absolute())  # it travels to processes that run elsewhere
     from sightline.pipelines.corpus.object_store import ObjectStore
 
     return ObjectStore.at(text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -97,6 +98,8 @@ def why(location: str, asked: str) -> list[Account]:
         elif forgotten:
             return [Account(None, (), (), True)]
     if not keys:
+        if re.fullmatch("[0-9a-fA-F]{1,3}", asked):
+            raise ValueError(f"{location} has no row of the key {asked!r}; of a uid or sha256, give 4 digits or more")
         raise ValueError(f"{location} has no row, no error and no input of the uid, sha256 or key {asked!r}")
     generations = introductions(store, manifest)
     return [
@@ -114,7 +117,7 @@ def named_rows(names: pa.Table, asked: str) -> list[int]:
     """The rows with a key, or else with a uid or sha256 that begins with these digits.
 
     Raises:
-        ValueError: uids that differ begin so.
+        ValueError: uids that differ begin so; the message says how many digits tell them apart.
     """
     rows: list[int] = pc.indices_nonzero(pc.equal(names["key"], asked)).to_pylist()
     digits = asked.lower()
@@ -127,12 +130,19 @@ def named_rows(names: pa.Table, asked: str) -> list[int]:
         found: list[int] = pc.indices_nonzero(pc.equal(slices, pa.scalar(start, pa.binary()))).to_pylist()
         found = [i for i in found if names[column][i].as_py().hex().startswith(digits)]
         if len(different := sorted({names[column][i].as_py().hex() for i in found})) > 1:
+            needed = 1 + max(shared_digits(*pair) for pair in pairwise(different))  # sorted: the closest are neighbours
             raise ValueError(
-                f"{asked} is the beginning of {len(different):,} {column}s, as {different[0]} and {different[1]}; give more"
+                f"{asked} is the beginning of {len(different):,} {column}s, as {different[0]} and {different[1]}; "
+                f"{needed} digits tell them apart"
             )
         if found:
             return found
     return []
+
+
+def shared_digits(a: str, b: str) -> int:
+    """How many digits two names that differ have in common at their beginning."""
+    return next(i for i, (one, other) in enumerate(zip(a, b, strict=True)) if one != other)
 
 
 def is_forgotten(store: Store, manifest: Manifest, asked: str) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from sightline.pipelines.corpus.columns import ColumnInfo, column_info, read_column
 from sightline.pipelines.corpus.reader import Corpus
-from sightline.pipelines.curate.duplicates import Hashes, near_pairs
+from sightline.pipelines.curate.duplicates import BITS, Hashes, near_pairs
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,14 @@ class Against:
 
     def matches(self, sha256s: Sequence[bytes], hashes: Hashes) -> list[str | None]:
         """Per row the name of the image that it is too like; None where there is none."""
-        found: list[tuple[int, int] | None] = [None] * len(hashes)
-        for rows, others in near_pairs(hashes, self.hashes, self.distance):
-            bits = np.bitwise_count(hashes[rows] ^ self.hashes[others])
-            for row, other, differing in zip(rows.tolist(), others.tolist(), bits.tolist(), strict=True):
-                best = found[row]
-                found[row] = (differing, other) if best is None else min(best, (differing, other))
-        near = [None if match is None else self.names[match[1]] for match in found]
+        ours, of_row = np.unique(hashes, return_inverse=True)
+        theirs, first = np.unique(self.hashes, return_index=True)  # equal hashes are one, by the first of their names
+        nothing = BITS * len(self.names) + BITS
+        best = np.full(len(ours), nothing)  # the bits of difference, then the place among the names, as one number
+        for left, right in near_pairs(ours, theirs, self.distance):
+            bits = np.bitwise_count(ours[left] ^ theirs[right]).astype(np.int64)
+            np.minimum.at(best, left, bits * len(self.names) + first[right])
+        near = (None if match == nothing else self.names[match % len(self.names)] for match in best[of_row].tolist())
         return [self.of_bytes.get(digest, match) for digest, match in zip(sha256s, near, strict=True)]
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sightline.pipelines.corpus.columns import (
     ColumnInfo,
@@ -31,8 +32,9 @@ from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.store import open_store
 from sightline.pipelines.curate.against import Against, open_against
 from sightline.pipelines.curate.duplicates import check_distance, codes, first_of_each, near_groups, precedence
-from sightline.pipelines.curate.rules import COLUMNS, Mask, RowRules, check_languages, conditions
+from sightline.pipelines.curate.rules import COLUMNS, Mask, RowRules, check_languages, check_names, conditions
 
+DISTANCE = 6
 PHASH = "phash"  # the column of perceptual hashes
 
 
@@ -43,14 +45,14 @@ class FilterSpec:
     Attributes:
         rows: conditions on the row alone.
         duplicates: keep one row of those with the same image and captions (`pairs`), the same image bytes (`exact`) or
-            perceptual hashes within `distance` bits (`near`).
+            perceptual hashes within `distance` bits (`near`; None is 6).
         score: a column of numbers; `minimum` and `maximum` bound it, `top` is the share of the corpus with the highest ones.
         against: corpora of whose images none may be here, by bytes or by perceptual hashes within `distance` bits.
     """
 
     rows: RowRules = field(default_factory=RowRules)
     duplicates: Literal["pairs", "exact", "near"] | None = None
-    distance: int = 6
+    distance: int | None = None
     score: str | None = None
     minimum: float | None = None
     maximum: float | None = None
@@ -65,18 +67,31 @@ class FilterSpec:
             raise ValueError(f"which {self.score}? give --min, --max or --top")
         if self.top is not None and not 0 < self.top <= 1:
             raise ValueError(f"top={self.top}; give a share, as 0.3 for the best 30 %")
-        check_distance(self.distance)
+        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
+            raise ValueError(f"minimum={self.minimum} and maximum={self.maximum}: no score is so; give a lower minimum")
+        if self.distance is not None and self.duplicates != "near" and not self.against:
+            raise ValueError("a distance is of look-alikes; give --duplicates near or --against CORPUS too")
+        check_distance(self.bits)
         check_languages(self.rows.languages)
+
+    @property
+    def bits(self) -> int:
+        """In how many bits the perceptual hashes of look-alikes may differ."""
+        return DISTANCE if self.distance is None else self.distance
 
 
 def make_filter(corpus: Corpus, name: str, spec: FilterSpec) -> ColumnInfo:
     """Write the filter's column, or what is missing of it; with `against` also NAME-match, which names what each row is too like.
 
     Raises:
-        ValueError: nothing is asked for, or a column that it needs is missing or of other rows.
+        ValueError: nothing is asked for, no row has a format or split of that name, or a column that it needs is missing or of
+            other rows.
         FileNotFoundError: there is no corpus to compare with.
     """
-    against = open_against(spec.against, spec.distance, phash_info(corpus)) if spec.against else None
+    if spec.rows.formats:
+        check_names(spec.rows.formats, pc.unique(corpus.sidecar(["format"])["format"]).to_pylist(), "format")
+    check_names(spec.rows.splits, corpus.splits if spec.rows.splits else (), "split")
+    against = open_against(spec.against, spec.bits, phash_info(corpus)) if spec.against else None
     rule = rule_of(corpus, spec, against)
     if not rule.params:
         raise ValueError("this filter would keep every row; give at least one condition")
@@ -84,7 +99,7 @@ def make_filter(corpus: Corpus, name: str, spec: FilterSpec) -> ColumnInfo:
     todo = missing(store, wanted)
     matches = None
     if against is not None:
-        matches = Rule("match", {"against": against.roots, "distance": spec.distance, **hashed(corpus)}, pa.string())
+        matches = Rule("match", {"against": against.roots, "distance": spec.bits, **hashed(corpus)}, pa.string())
         match_parts = parts(corpus, f"{name}-match", matches)
         absent = {part.index for part in (*todo, *missing(store, match_parts))}
         todo = [part for part in wanted if part.index in absent]
@@ -122,7 +137,7 @@ def rule_of(corpus: Corpus, spec: FilterSpec, against: Against | None) -> Rule:
     if against is not None:
         params["against"] = against.roots
     if spec.duplicates == "near" or against is not None:
-        params |= {"distance": spec.distance, **hashed(corpus)}
+        params |= {"distance": spec.bits, **hashed(corpus)}
     if spec.score is not None:
         info = column_info(corpus, spec.score)
         if info.type not in ("float", "double"):
@@ -162,7 +177,7 @@ def over_all(corpus: Corpus, spec: FilterSpec) -> Iterator[tuple[str, Mask]]:
         groups: dict[str, Callable[[], Any]] = {
             "pairs": lambda: codes(table["uid"]),
             "exact": lambda: codes(table["sha256"]),
-            "near": lambda: near_groups(read_column(corpus, PHASH).to_numpy(), spec.distance),
+            "near": lambda: near_groups(read_column(corpus, PHASH).to_numpy(), spec.bits),
         }
         yield "duplicates", first_of_each(groups[spec.duplicates](), places)
     if spec.top is not None:

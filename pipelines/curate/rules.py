@@ -7,7 +7,7 @@ the language is that of all its captions together, since a few words say little.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -55,6 +55,12 @@ class RowRules:
         for low, high in filter(None, (self.caption_chars, self.caption_words)):
             if low is not None and high is not None and low > high:
                 raise ValueError(f"no caption has a length of {low}:{high}; give LEAST:MOST")
+        for least, most in (("min_side", "max_side"), ("min_pixels", "max_pixels")):
+            low, high = getattr(self, least), getattr(self, most)
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"{least}={low} and {most}={high}: no image is so; give a {least} of at most {high}")
+        if self.min_side is not None and self.max_pixels is not None and self.min_side**2 > self.max_pixels:
+            raise ValueError(f"min_side={self.min_side} is more than max_pixels={self.max_pixels} allow; no image is so")
 
     @property
     def params(self) -> dict[str, Any]:
@@ -63,6 +69,17 @@ class RowRules:
         for name in asked.keys() & {"languages", "formats", "splits"}:
             asked[name] = sorted(set(asked[name]))
         return asked | ({"py3langid": version("py3langid")} if self.languages else {})
+
+
+def check_names(asked: Sequence[str], there: Collection[str], what: str) -> None:
+    """Refuse the name of a format or a split that no row has.
+
+    Raises:
+        ValueError: with the names that there are.
+    """
+    if unknown := sorted(set(asked) - set(there)):
+        have = f"give some of {', '.join(sorted(there))}" if there else f"no row has a {what}"
+        raise ValueError(f"no row of this corpus has the {what} {unknown[0]!r}; {have}")
 
 
 COLUMNS = ("width", "height", "captions", "format", "extra")
@@ -88,11 +105,11 @@ def conditions(rules: RowRules, table: pa.Table) -> dict[str, Mask]:
     if rules.caption_words is not None:
         found["caption_words"] = every_caption(table, within(rules.caption_words, lambda text: len(text.split())))
     if rules.languages:
-        found["languages"] = in_languages(table, rules.languages)
+        found["language"] = in_languages(table, rules.languages)
     if rules.formats:
-        found["formats"] = np.array([name in rules.formats for name in table["format"].to_pylist()], dtype=np.bool_)
+        found["format"] = np.array([name in rules.formats for name in table["format"].to_pylist()], dtype=np.bool_)
     if rules.splits:
-        found["splits"] = np.array(
+        found["split"] = np.array(
             [json.loads(text).get(SPLIT) in rules.splits for text in table["extra"].to_pylist()], dtype=np.bool_
         )
     return found

@@ -21,7 +21,7 @@ import pyarrow as pa
 import torch
 
 from sightline.models.clip import Clip
-from sightline.models.codec import decode_rgb
+from sightline.models.codec import MAX_PIXELS, decode_rgb
 from sightline.models.load import load_model
 from sightline.pipelines.corpus.columns import Rule
 from sightline.pipelines.corpus.reader import Corpus
@@ -66,10 +66,10 @@ class PerceptualHash:
         return Rule("phash", {"imagehash": version("imagehash"), "bits": 64}, pa.uint64())
 
     def load(self, device: str) -> Score:
-        return lambda corpus, rows: pa.array([phash(corpus.image(row)) for row in rows], pa.uint64())
+        return lambda corpus, rows: pa.array([phash(corpus.image(row), corpus.max_pixels) for row in rows], pa.uint64())
 
 
-def phash(image: bytes | memoryview) -> int:
+def phash(image: bytes | memoryview, max_pixels: int = MAX_PIXELS) -> int:
     """The 64 bits of an encoded image's perceptual hash.
 
     Raises:
@@ -81,7 +81,7 @@ def phash(image: bytes | memoryview) -> int:
         raise ModuleNotFoundError('perceptual hashes need imagehash: pip install "sightline[curate]"') from None
     from PIL import Image
 
-    bits = imagehash.phash(Image.fromarray(decode_rgb(image))).hash
+    bits = imagehash.phash(Image.fromarray(decode_rgb(image, max_pixels=max_pixels))).hash
     return int.from_bytes(np.packbits(bits.reshape(-1)).tobytes(), "big")
 
 
@@ -126,8 +126,7 @@ def clip_score(model: str, captions: Literal["best", "mean"] = "best") -> ClipSc
 def clip_scores(model: Clip, corpus: Corpus, rows: range, captions: str) -> list[float | None]:
     found: list[float | None] = []
     for batch in batches(rows):
-        pixels = torch.stack([model.preprocess.pixels(decode_rgb(corpus.image(row))) for row in batch])
-        image_BD = model.embed_images(pixels)
+        image_BD = model.embed_images(pixels_of(model, corpus, batch))
         texts = [corpus.captions(row) for row in batch]
         flat = [text for of_row in texts for text in of_row]
         text_ND = torch.cat([model.embed_texts(flat[i : i + BATCH]) for i in range(0, len(flat), BATCH)]) if flat else None
@@ -186,7 +185,13 @@ def nearest(model: str, against: Sequence[str]) -> Nearest:
 
 def image_embeddings(model: Clip, corpus: Corpus, rows: range) -> Iterator[torch.Tensor]:
     for batch in batches(rows):
-        yield model.embed_images(torch.stack([model.preprocess.pixels(decode_rgb(corpus.image(row))) for row in batch]))
+        yield model.embed_images(pixels_of(model, corpus, batch))
+
+
+def pixels_of(model: Clip, corpus: Corpus, rows: range) -> torch.Tensor:
+    """The rows' images as the model takes them; as large as the corpus's own ingest let them be."""
+    images = (decode_rgb(corpus.image(row), max_pixels=corpus.max_pixels) for row in rows)
+    return torch.stack([model.preprocess.pixels(image) for image in images])
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,10 @@ def embed_rows(model: Clip, corpus: Corpus, rows: NDArray[np.int64], progress: C
     """Unit image embeddings [N, D] of corpus rows, through the same preprocessing as in serving."""
     parts = []
     for first in range(0, len(rows), BATCH):
-        pixels = [model.preprocess.pixels(decode_rgb(corpus.image(int(row)))) for row in rows[first : first + BATCH]]
+        pixels = [
+            model.preprocess.pixels(decode_rgb(corpus.image(int(row)), max_pixels=corpus.max_pixels))
+            for row in rows[first : first + BATCH]
+        ]
         parts.append(model.embed_images(torch.stack(pixels)).cpu())
         progress("embed", min(first + BATCH, len(rows)), len(rows))
     return torch.cat(parts)
@@ -116,11 +119,13 @@ def segmentation(
     for done, row in enumerate(chosen):
         mask = corpus.mask(row)
         assert mask is not None
-        truth_HW = decode_labels(mask)
+        truth_HW = decode_labels(mask, max_pixels=corpus.max_pixels)
         present = [int(number) for number in np.unique(truth_HW) if number < len(corpus.classes)]
         present = [number for number in present if corpus.classes[number] not in ("", BACKGROUND)]
         if present:
-            found = segment(model, decode_rgb(corpus.image(row)), [corpus.classes[number] for number in present])
+            found = segment(
+                model, decode_rgb(corpus.image(row), max_pixels=corpus.max_pixels), [corpus.classes[number] for number in present]
+            )
             lookup = np.array([len(corpus.classes), *present])  # 0, our background, is no class
             both, either = intersection_and_union(lookup[found.label_map_HW], truth_HW, present)
             intersection, union = intersection + both, union + either

@@ -76,7 +76,7 @@ def export(
         progress: called with the rows that are written, and all.
 
     Raises:
-        ValueError: no such target or split, or rows that the target cannot hold.
+        ValueError: no such target or split, or rows that the target cannot hold, or that are damaged.
         FileExistsError: there is something at the destination, and not this export, interrupted.
     """
     if to not in TARGETS:
@@ -128,7 +128,7 @@ def begin(corpus: Corpus, dest: str, what: Mapping[str, Any]) -> tuple[Store, fr
 
 
 def numbered(corpus: Corpus, rows: Rows) -> Iterator[tuple[int, Row]]:
-    return ((int(row), corpus.row(int(row))) for row in rows)
+    return ((int(row), corpus.checked_row(int(row))) for row in rows)
 
 
 def count(progress: Progress, total: int) -> Counted:

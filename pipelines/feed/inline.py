@@ -60,7 +60,9 @@ def pixel_loader(corpus: Corpus, options: Augment, preprocess: Preprocess, key: 
 
     def load(row: int, epoch: int) -> Sample:
         caption = caption_of(corpus.captions(row), row, epoch)
-        pixels, caption = augment(decode_rgb(corpus.image(row)), caption, options, preprocess, generator(key, epoch, row))
+        pixels, caption = augment(
+            decode_rgb(corpus.image(row), max_pixels=corpus.max_pixels), caption, options, preprocess, generator(key, epoch, row)
+        )
         return pixels, caption, corpus.uid(row)
 
     return load

@@ -25,7 +25,7 @@ from sightline.pipelines.ingest.fetch.result import FetchOptions
 from sightline.pipelines.ingest.report import IngestOptions, IngestReport
 from sightline.pipelines.ingest.resize import Resize
 from sightline.pipelines.ingest.sources.detect import open_source
-from sightline.pipelines.ingest.sources.item import ITEM_SCHEMA, Item, Source
+from sightline.pipelines.ingest.sources.item import ITEM_SCHEMA, Item, Source, is_utf8, printable, sound
 from sightline.pipelines.ingest.sources.url_list import UrlList
 
 
@@ -65,7 +65,7 @@ def prepare(source: str | Path, dest: str | Path, options: IngestOptions) -> Pre
     """
     opened, store = open_both(source, dest, options)
     classes = opened.classes()
-    plan, table = plan_items(opened, opened.items(), classes, options)
+    plan, table = plan_items(opened, map(sound, opened.items()), classes, options)
     manifest = finished(store, plan)
     if manifest is None and plan.plan_id not in plan_ids(store):
         save_plan(store, plan, table)
@@ -78,13 +78,14 @@ def prepare_append(source: str | Path, dest: str | Path, options: IngestOptions)
 
     Raises:
         As `prepare`, FileNotFoundError where there is no corpus yet, and ValueError for options that it was not made with, or
-        where a file that it has now goes by another key: its rows would be in twice.
+        where what it has would now go by other keys: its rows would be in twice.
     """
     opened, store = open_both(source, dest, options)
     manifest = read_manifest(store)
     options = as_before(store, manifest, options)
+    check_keys(store, manifest, opened)
     known = {key for plan in manifest.plans for key in plan_keys(store, plan.id)}
-    new = [item for item in opened.items() if item.key not in known]
+    new = [item for item in map(sound, opened.items()) if item.key not in known]
     if not new:
         return IngestReport.of(manifest)
     files = {file: key for plan in manifest.plans for file, key in plan_files(store, plan.id)}
@@ -120,7 +121,8 @@ def prepare_retry(
     source, kind, keys = where_from(store, manifest, wanted, source)
     options = as_before(store, manifest, IngestOptions(kind=kind, fetch=fetch or FetchOptions()))
     opened, _ = open_both(source, dest, options)
-    items = [item for item in opened.items() if item.key in keys]
+    check_keys(store, manifest, opened)
+    items = [item for item in map(sound, opened.items()) if item.key in keys]
     if not items:
         raise ValueError(f"{source} has none of the {len(keys):,} inputs that were rejected; name where they are by --source")
     retried = Counter(wanted[item.key][1] for item in items)
@@ -145,6 +147,22 @@ def where_from(
     if source is None and (not place or place.startswith(("http://", "https://"))):
         raise ValueError(f"{store.location} says that its inputs were at {place or 'no place'}; give --source")
     return source or place, kind, {key for key, (plan_id, _) in wanted.items() if plan_id in chosen}
+
+
+def check_keys(store: Store, manifest: Manifest, opened: Source) -> None:
+    """Whether a source makes its keys of what those of its kind made them of that are in the corpus.
+
+    Raises:
+        ValueError: it does not, so that no row of theirs would be known again.
+    """
+    now = opened.config().get("key")
+    for plan in manifest.plans:
+        config = plan_config(store, plan.id)
+        if config["kind"] == opened.kind and (before := config["source"].get("key")) != now:
+            raise ValueError(
+                f"{store.location} has the keys of such rows from {before}, and this source has them from {now}, so rows would be "
+                "in twice; ingest all into a fresh folder, or what is new into one of its own and use `sightline corpus merge`"
+            )
 
 
 def as_before(store: Store, manifest: Manifest, options: IngestOptions) -> IngestOptions:
@@ -186,6 +204,8 @@ def further(
 
 def open_both(source: str | Path, dest: str | Path, options: IngestOptions) -> tuple[Source, Store]:
     opened, store = open_source(source, options.kind), open_store(dest)
+    if isinstance(store, LocalStore) and store.root.is_file():
+        raise FileExistsError(f"{dest} is a file; give a folder")
     if isinstance(store, LocalStore) and "://" not in str(source) and store.root.resolve().is_relative_to(Path(source).resolve()):
         raise ValueError(f"{dest} lies in the source {source}, and would be input itself; give a folder outside of it")
     return opened, store
@@ -203,7 +223,13 @@ def plan_items(
     options: IngestOptions,
     config: Mapping[str, Any] | None = None,
 ) -> tuple[Plan, pa.Table]:
-    """The plan over items of a source. Where the source lies is no part of it."""
+    """The plan over items of a source. Where the source lies is no part of it.
+
+    Raises:
+        ValueError: as `make_plan`, or a class's name is no UTF-8.
+    """
+    if odd := [name for _, name in classes if not is_utf8(name)]:
+        raise ValueError(f"the class {printable(odd[0])!r} has a name that is not UTF-8; rename it")
     whole = {
         "kind": source.kind,
         "source": source.config(),

@@ -70,7 +70,9 @@ def _compute(
     found = []
     with torch.inference_mode():
         for part in np.array_split(own, max(1, len(own) // BATCH)):
-            pixels = torch.stack([config.preprocess.pixels(decode_rgb(corpus.image(int(row)))) for row in part])
+            pixels = torch.stack(
+                [config.preprocess.pixels(decode_rgb(corpus.image(int(row)), max_pixels=corpus.max_pixels)) for row in part]
+            )
             found.append(trunk(config.preprocess.normalise(pixels.to(device))).float())
     every = share.gather(torch.cat(found).clone()).cpu()
     if share.rank == 0:

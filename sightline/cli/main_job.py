@@ -146,7 +146,7 @@ def panels(model: Clip, corpus: Corpus) -> list[Panel]:
     names = [name for name in corpus.classes if name and name != BACKGROUND]
     drawn = []
     for row, best in zip(chosen.tolist(), (image_ND @ text_MD.cpu().T).argmax(1).tolist(), strict=True):
-        rgb, caption = decode_rgb(corpus.image(row)), captions[best]
+        rgb, caption = decode_rgb(corpus.image(row), max_pixels=corpus.max_pixels), captions[best]
         said = [name for name in names if name in caption]
         mask = segment(model, rgb, said).label_map_HW if said else np.zeros(rgb.shape[:2], np.uint8)
         true = {corpus.classes[number] for number in corpus.row(row).labels}

@@ -70,7 +70,7 @@ def test_more_workers_than_pairs_in_a_batch(cli: CommandLine, tmp_path: Path, co
 
 @pytest.mark.parametrize(
     ("table", "remedy"),
-    [("picture,words\na.jpg,hello\n", "image"), ("image,caption\n", "lists no images"), ("", "captions.csv")],
+    [("picture,words\na.jpg,hello\n", "image"), ("image,caption\n", "captions.csv has no rows"), ("", "captions.csv")],
 )
 def test_a_table_that_does_not_fit_names_what_is_expected(
     table: str, remedy: str, cli_inline: InlineCommandLine, tmp_path: Path

@@ -16,7 +16,7 @@ import pytest
 
 from sightline.pipelines.corpus.commit import commit_plan
 from sightline.pipelines.corpus.manifest import read_manifest, read_shards
-from sightline.pipelines.corpus.plan import Plan, default_shard_rows, make_plan, plan_ids, read_chunk, save_plan
+from sightline.pipelines.corpus.plan import Plan, config_name, default_shard_rows, make_plan, plan_ids, read_chunk, save_plan
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.schema import Rejected, Row, make_row
 from sightline.pipelines.corpus.shards import ShardRecord, done_records, write_shard
@@ -360,3 +360,14 @@ def test_a_batch_ends_with_the_row_that_reaches_its_bytes(tmp_path: Path, monkey
         assert file.num_record_batches > 5
     assert [bytes(corpus.image(i)) for i in range(20)] == [row.image for row in rows]
     assert [corpus.row(i).key for i in range(20)] == [row.key for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"), [([], 64_000_000), ([70_000_000], 70_000_000), ([10**12], 178_000_000), (["many"], 64_000_000)]
+)
+def test_images_may_be_as_large_as_its_ingest_let_them_be(said: list[object], expected: int, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path, [example(0)])
+    for number in said:
+        config = json.dumps({"config": {"max_pixels": number}})
+        open_store(tmp_path).replace(config_name(corpus.manifest.plan_ids[0]), config.encode())
+    assert corpus.max_pixels == expected

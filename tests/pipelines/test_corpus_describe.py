@@ -83,7 +83,29 @@ def test_a_filter_tells_its_cost(corpus: Corpus) -> None:
     write_column(corpus, "clip", Rule("clip", {}, pa.float32()), pa.array([0.5] * corpus.rows, pa.float32()))
     found = describe(corpus)
     assert [(one.name, one.rows, one.current) for one in found.filters] == [("big", 91, True)]
-    assert found.columns == ("clip",)
+    assert [(one.name, one.kind, one.type, one.rows) for one in found.columns] == [
+        ("big", "filter", "bool", 91),
+        ("clip", "clip", "float", 91),
+    ]
+
+
+@pytest.mark.parametrize("split", [None, "train"])
+def test_filters_together_cost_what_a_loop_counts(corpus: Corpus, split: str | None) -> None:
+    rules = {"big": lambda i: i > 20, "even": lambda i: i % 2 == 0}
+    for name, rule in rules.items():
+        write_column(corpus, name, Rule("filter", {"is": name}, pa.bool_()), pa.array([rule(i) for i in range(corpus.rows)]))
+    for order in (("big", "even"), ("even", "big")):
+        left, expected = corpus.select(split).tolist(), []
+        for name in order:
+            alone = sum(not rules[name](i) for i in corpus.select(split).tolist())
+            after = sum(not rules[name](i) for i in left)
+            left = [i for i in left if rules[name](i)]
+            expected.append((name, alone, after, len(left)))
+        found = describe(corpus, split, order)
+        assert [(one.name, one.alone, one.after, one.left) for one in found.view] == expected
+        assert [one["after"] for one in as_json(found)["view"]] == [after for _, _, after, _ in expected]
+    page = html_page(corpus, found)
+    assert f"even (alone {expected[0][1]:,})" in page and "filter, bool {&quot;is&quot;:&quot;big&quot;}" in page
 
 
 def test_an_unknown_split_is_refused(corpus: Corpus) -> None:

@@ -22,7 +22,7 @@ from sightline.pipelines.corpus.manifest import PAGE_SHARDS, read_manifest, read
 from sightline.pipelines.corpus.plan import make_plan, save_plan
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.schema import Rejected, Row
-from sightline.pipelines.corpus.shards import write_shard
+from sightline.pipelines.corpus.shards import done_records, write_shard
 from sightline.pipelines.corpus.store import Store, open_store
 from sightline.pipelines.corpus.verify import verify
 from tests.pipelines.test_corpus import KEYS, example, rejection
@@ -138,6 +138,17 @@ def test_a_damaged_shard_does_not_get_a_valid_digest(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(ValueError, match="is damaged"):
         forget(store, [uid])
+
+
+def test_a_damaged_table_of_errors_is_not_copied_either(tmp_path: Path) -> None:
+    store = write(tmp_path, OUTCOMES)
+    shard = next(shard for shard in read_shards(store, read_manifest(store).pages) if shard.errors is not None)
+    data = bytearray(store.read(str(shard.errors)))
+    data[40] ^= 1
+    (tmp_path / str(shard.errors)).write_bytes(data)
+    uids = [row.uid.hex() for row in rows_of(store)]
+    with pytest.raises(ValueError, match=r"errors/.* is damaged and cannot be written again"):
+        forget(store, uids)
 
 
 def test_tombstones_know_what_was_forgotten_and_name_nothing(store: Store) -> None:
@@ -277,9 +288,54 @@ def test_an_unfinished_ingest_stays_and_the_staging_of_a_finished_one_goes(tmp_p
     write_shard(store, plan.plan_id, 0, [example(200)])
     store.replace(f"_staging/{finished}/shard-000000.json", b"{}")
     before = set(everything(store))
-    done = collect(store, purge=True, older_than_s=0)
-    assert done.unfinished == (plan.plan_id,)
+    done = collect(store, older_than_s=0)
+    assert (done.unfinished, done.abandoned) == ((plan.plan_id,), ())
     assert before - set(everything(store)) == {f"_staging/{finished}/shard-000000.json"}
+
+
+def test_a_purge_removes_a_plan_that_was_abandoned_and_leaves_one_that_runs(tmp_path: Path) -> None:
+    store = write(tmp_path, OUTCOMES)
+    before = set(everything(store))
+    plan, table = make_plan([{"key": "new", "captions": [], "mask": None}], INPUTS, {"test": 2}, seed=0, shard_rows=20)
+    save_plan(store, plan, table)
+    write_shard(store, plan.plan_id, 0, [example(200)])
+    begun = set(everything(store)) - before
+    for name in sorted(begun)[1:]:  # one of its files was written just now
+        os.utime(tmp_path / name, (time.time() - 90_000,) * 2)
+    done = collect(store, purge=True)
+    assert (done.unfinished, done.abandoned, set(everything(store))) == ((plan.plan_id,), (), before | begun)
+    os.utime(tmp_path / min(begun), (time.time() - 90_000,) * 2)
+    assert collect(store, purge=True, dry_run=True).abandoned == (plan.plan_id,)
+    done = collect(store, purge=True)
+    assert (done.unfinished, done.abandoned, set(everything(store))) == ((), (plan.plan_id,), before)
+    again = collect(store, purge=True, older_than_s=0)
+    assert (again.unfinished, again.abandoned, again.files) == ((), (), 0)
+    assert verify(store).damages == ()
+
+
+@pytest.mark.parametrize("removals", range(4))
+def test_a_killed_purge_of_an_abandoned_plan_is_ended_by_the_next_or_by_its_ingest(tmp_path: Path, removals: int) -> None:
+    store = write(tmp_path, OUTCOMES)
+    before = set(everything(store))
+    plan, table = make_plan([{"key": "new", "captions": [], "mask": None}], INPUTS, {"test": 2}, seed=0, shard_rows=20)
+    save_plan(store, plan, table)
+    write_shard(store, plan.plan_id, 0, [example(200)])
+    left = [removals]
+
+    def remove(self: object, name: str) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        (tmp_path / name).unlink()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(store), "remove", remove)
+        with pytest.raises(KeyboardInterrupt):
+            collect(store, purge=True, older_than_s=0)
+    # Whatever is left, no shard of it counts as done unless all of it is there.
+    assert not done_records(store, plan.plan_id) or not removals
+    assert collect(store, purge=True, older_than_s=0).abandoned == (plan.plan_id,)
+    assert set(everything(store)) == before
 
 
 def test_a_damaged_history_stops_the_collector(tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ import pytest
 
 from sightline.pipelines.corpus.columns import Rule, column_info, columns, write_column
 from sightline.pipelines.corpus.describe import describe
+from sightline.pipelines.corpus.history import ancestors
 from sightline.pipelines.corpus.manifest import CURRENT, decode, encode, read_manifest, read_shards
 from sightline.pipelines.corpus.merge import merge
 from sightline.pipelines.corpus.object_store import ObjectStore
 from sightline.pipelines.corpus.page import html_page
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.store import open_store
+from sightline.pipelines.corpus.verify import verify
 from sightline.pipelines.export.export import file_name
 from sightline.pipelines.export.sample import extension
 from tests.pipelines.test_corpus import example, write_corpus
@@ -57,6 +59,38 @@ def test_a_damaged_manifest_is_one_sentence(changed: dict[str, Any], tmp_path: P
     fields = json.loads((tmp_path / CURRENT).read_bytes())
     with pytest.raises(ValueError, match=r"^here is damaged"):
         decode(json.dumps({**fields, **changed}).encode(), "here")
+
+
+def test_a_chain_of_parents_that_runs_in_a_circle_ends_in_a_sentence(tmp_path: Path) -> None:
+    write_corpus(tmp_path, [example(0)])
+    fields = json.loads((tmp_path / CURRENT).read_bytes())
+    (tmp_path / "manifests" / "gen-000001.json").write_text(json.dumps({**fields, "generation": 3, "parent": 1}))
+    hostile = decode(json.dumps({**fields, "generation": 2, "parent": 1}).encode(), "here")
+    with pytest.raises(ValueError, match=r"gen-000001\.json is damaged; see `sightline corpus verify"):
+        list(ancestors(open_store(tmp_path), hostile))
+
+
+def test_a_huge_class_id_takes_no_memory(tmp_path: Path) -> None:
+    write_corpus(tmp_path, [example(0)])
+    fields = json.loads((tmp_path / CURRENT).read_bytes())
+    data = json.dumps({**fields, "classes": [{"id": 2**62, "name": "cat"}]}).encode()
+    corpus = Corpus(open_store(tmp_path), decode(data, "here"), Corpus.open(tmp_path).shards)
+    assert corpus.class_names == {2**62: "cat"}
+    with pytest.raises(ValueError, match="has a class 4611686018427387904, and ids up to 1,000,000 can be used"):
+        _ = corpus.classes
+
+
+def test_a_cut_manifest_names_the_generation_that_is_whole(tmp_path: Path) -> None:
+    write_corpus(tmp_path, [example(0)])
+    whole = (tmp_path / CURRENT).read_bytes()
+    (tmp_path / CURRENT).write_bytes(whole[:100])
+    with pytest.raises(ValueError, match=r"as manifests/gen-000001.json is whole, copy it over manifest.json$"):
+        Corpus.open(tmp_path)
+    found = [str(damage) for damage in verify(open_store(tmp_path)).damages if damage.file == CURRENT]
+    assert found == [f"{CURRENT}: is no copy of manifests/gen-000001.json; copy manifests/gen-000001.json over {CURRENT}"]
+    (tmp_path / "manifests" / "gen-000001.json").write_bytes(whole[:100])
+    with pytest.raises(ValueError, match=r"is no manifest; ingest into a fresh folder$"):
+        Corpus.open(tmp_path)
 
 
 @pytest.mark.parametrize("data", [b"[]", b"{", b'{"shards": 3}', b'{"shards": [{}]}', b"[" * 100_000])

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import fsspec
 import pytest
+from PIL import Image
 
 from sightline.pipelines.corpus import merge as module
 from sightline.pipelines.corpus.digests import root_digest
@@ -18,6 +19,8 @@ from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.schema import make_row
 from sightline.pipelines.corpus.store import Store, open_store
 from sightline.pipelines.corpus.verify import verify
+from sightline.pipelines.export.export import export
+from tests.corpora import ingest_alone
 from tests.pipelines.test_corpus import example, rejection
 from tests.pipelines.test_corpus_forget import rows_of, write
 
@@ -120,6 +123,27 @@ def test_a_destination_with_something_else_is_refused(tmp_path: Path) -> None:
     for dest in (sources[2], str(tmp_path)):
         with pytest.raises(FileExistsError, match="fresh folder"):
             merge(dest, sources[:2])
+
+
+def test_class_ids_that_clash_are_told_with_both_corpora_and_can_be_mended_by_an_export(tmp_path: Path) -> None:
+    names = {"a": ["cat", "dog"], "b": ["dog", "fish"]}
+    for folder, classes in names.items():
+        for name in classes:
+            (tmp_path / f"{folder}-source" / name).mkdir(parents=True)
+            image = Image.new("RGB", (8, 8), (len(name), ord(folder), 0))
+            image.save(tmp_path / f"{folder}-source" / name / f"{folder}.png")
+        ingest_alone(tmp_path / f"{folder}-source", tmp_path / folder)
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    with pytest.raises(ValueError, match=r"class 0 is 'cat' in .*/a and 'dog' in .*/b, and 1 more ids have .*export .*/b"):
+        merge(str(tmp_path / "all"), [a, b])
+    export(Corpus.open(b), str(tmp_path / "mended"), "folder")
+    (tmp_path / "mended" / "classes.csv").write_text("id,name\n1,dog\n2,fish\n")
+    ingest_alone(tmp_path / "mended", tmp_path / "b2")
+    merge(str(tmp_path / "all"), [a, str(tmp_path / "b2")])
+    corpus = Corpus.open(tmp_path / "all")
+    assert corpus.classes == ("cat", "dog", "fish")
+    found = sorted((row.key.split("/")[0], corpus.classes[row.labels[0]]) for row in map(corpus.row, range(corpus.rows)))
+    assert found == [("cat", "cat"), ("dog", "dog"), ("dog", "dog"), ("fish", "fish")]
 
 
 def test_what_one_has_forgotten_does_not_come_back_by_another(tmp_path: Path) -> None:

@@ -97,5 +97,10 @@ def test_a_beginning_that_several_uids_share_is_refused(tmp_path: Path) -> None:
     number = next(i for i in range(10_000) if beginnings.setdefault(example(i).uid.hex()[:4], i) != i)
     other = beginnings[example(number).uid.hex()[:4]]
     write(tmp_path, [example(other), example(number)])
-    with pytest.raises(ValueError, match="is the beginning of 2 uids"):
-        why(str(tmp_path), example(number).uid.hex()[:4])
+    uids = [example(other).uid.hex(), example(number).uid.hex()]
+    needed = next(i for i in range(33) if uids[0][:i] != uids[1][:i])
+    with pytest.raises(ValueError, match=f"is the beginning of 2 uids.*; {needed} digits tell them apart"):
+        why(str(tmp_path), uids[0][: needed - 1])
+    assert why(str(tmp_path), uids[0][:needed])[0].key == example(other).key
+    with pytest.raises(ValueError, match="give 4 digits or more"):
+        why(str(tmp_path), uids[0][:3])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from PIL import Image
 from sightline.pipelines.corpus.columns import read_column, read_mask
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.schema import Row, make_row
-from sightline.pipelines.curate.duplicates import bands, first_of_each, near_groups, near_pairs
+from sightline.pipelines.curate import duplicates
+from sightline.pipelines.curate.against import Against
+from sightline.pipelines.curate.duplicates import bands, cheapest_tables, first_of_each, near_groups, near_pairs, tables
 from sightline.pipelines.curate.filters import FilterSpec, make_filter
 from sightline.pipelines.curate.rules import RowRules
 from sightline.pipelines.curate.score import score_alone
@@ -153,11 +156,86 @@ def test_near_pairs_are_all_pairs(left: list[int], right: list[int], distance: i
     assert found == {(i, j) for i, a in enumerate(left) for j, b in enumerate(right) if close(a, b, distance)}
 
 
-def test_bands_are_a_partition_of_the_bits() -> None:
-    for distance in range(16):
-        masks = [int(mask) for mask in bands(distance)]
-        assert len(masks) == distance + 1
-        assert sum(masks) == 2**64 - 1 and sum(mask.bit_count() for mask in masks) == 64
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 25), st.lists(st.floats(1e-6, 7), min_size=64, max_size=64))
+def test_bands_are_a_partition_of_the_bits(count: int, weights: list[float]) -> None:
+    masks = [int(mask) for mask in bands(count, weights)]
+    assert len(masks) == count
+    assert sum(masks) == 2**64 - 1 and sum(mask.bit_count() for mask in masks) == 64
+
+
+def test_bands_of_even_bits_are_even() -> None:
+    assert [int(mask).bit_count() for mask in bands(8, [1.0] * 64)] == [8] * 8
+    useless = [1e-6] * 32 + [1.0] * 32
+    assert [int(mask).bit_count() for mask in bands(4, useless)] == [40, 8, 8, 8]
+
+
+@settings(max_examples=40, deadline=None)
+@given(near_hashes(), near_hashes(), st.integers(0, 6), st.integers(-1, 2), st.sampled_from([2, 7]))
+def test_any_tables_and_any_blocks_give_all_pairs(
+    left: list[int], right: list[int], distance: int, agreeing: int, block: int
+) -> None:
+    a, b = np.array(left + left[:9], dtype=np.uint64), np.array(right * 2, dtype=np.uint64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "BLOCK", block)
+        patch.setattr(duplicates, "FEW", 0)  # every large bucket is cut anew
+        if agreeing >= 0:
+            patch.setattr(duplicates, "cheapest_tables", lambda *_: tables(distance, agreeing, np.ones(64)))
+        found = {(int(i), int(j)) for one, other in near_pairs(a, b, distance) for i, j in zip(one, other, strict=True)}
+        together = near_groups(np.concatenate([a, b]), distance).tolist()
+    assert found == {(i, j) for i, x in enumerate(a) for j, y in enumerate(b) if close(int(x), int(y), distance)}
+    groups = [{j for j in range(len(together)) if together[j] == together[i]} for i in range(len(together))]
+    assert groups == components([*map(int, a), *map(int, b)], distance)
+
+
+@settings(max_examples=40, deadline=None)
+@given(near_hashes(), near_hashes(), st.integers(0, 15))
+def test_a_match_has_the_fewest_bits_and_then_the_first_name(ours: list[int], theirs: list[int], distance: int) -> None:
+    theirs += theirs[:7]
+    names = [f"root:{i:02d}" for i in range(len(theirs))]
+    hashes = [np.array(each, dtype=np.uint64) for each in (ours, theirs)]
+    against = Against(["root"], distance, names, hashes[1], {b"same bytes": "root:x"})
+    found = against.matches([b"same bytes" if i == 3 else b"" for i in range(len(ours))], hashes[0])
+    for i, mine in enumerate(ours):
+        best = min(((mine ^ other).bit_count(), name) for other, name in zip(theirs, names, strict=True)) if theirs else (99, "")
+        assert found[i] == ("root:x" if i == 3 else best[1] if best[0] <= distance else None)
+
+
+@pytest.mark.parametrize("skew", ["one hash", "few bits", "half the bits"])
+def test_many_equal_and_near_hashes_are_grouped_as_by_comparing_all(skew: str) -> None:
+    chance = np.random.default_rng(0)
+    hashes = chance.integers(0, 2**64, 6_000, dtype=np.uint64)
+    hashes[:1_500] = hashes[0]
+    if skew == "few bits":
+        for _ in range(4):
+            hashes[:1_500] ^= np.uint64(1) << chance.integers(0, 64, 1_500).astype(np.uint64)
+    elif skew == "half the bits":
+        hashes[:1_500] ^= chance.integers(0, 2**32, 1_500, dtype=np.uint64)
+    hashes[1_500:3_000] = hashes[3_000:4_500] ^ (np.uint64(1) << chance.integers(0, 64, 1_500).astype(np.uint64))
+    chance.shuffle(hashes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "FEW", 0)  # so few would not need tables
+        distinct = np.unique(hashes)
+        assert len(cheapest_tables(distinct, distinct, 6)) > 1
+        found = near_groups(hashes, 6)
+    expected = np.arange(len(hashes))
+    for i in range(len(hashes)):  # each row with its neighbours
+        reached = np.unique(expected[np.bitwise_count(hashes ^ hashes[i]) <= 6])
+        expected[np.isin(expected, reached)] = reached[0]
+    assert len(np.unique(found)) == len(np.unique(expected)) == len(np.unique(np.stack([found, expected]), axis=1).T)
+
+
+def test_memory_grows_with_the_rows_and_not_with_the_pairs() -> None:
+    chance = np.random.default_rng(0)
+    hashes = np.full(20_000, 7, dtype=np.uint64)
+    for _ in range(5):  # all within 10 bits: 200 million pairs
+        hashes ^= np.uint64(1) << chance.integers(0, 64, len(hashes)).astype(np.uint64)
+    tracemalloc.start()
+    try:
+        near_groups(hashes, 6)
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
 
 
 @settings(max_examples=40, deadline=None)
@@ -244,7 +322,7 @@ def test_only_new_shards_are_judged_after_an_append_unless_rows_are_compared(tmp
         (lambda: FilterSpec(score="x"), "--min, --max or --top"),
         (lambda: FilterSpec(top=0.5), "--score"),
         (lambda: FilterSpec(score="x", top=1.5), "share"),
-        (lambda: FilterSpec(distance=20), "0 to 15"),
+        (lambda: FilterSpec(duplicates="near", distance=20), "0 to 15"),
         (lambda: RowRules(max_aspect=0.5), "at least 1"),
         (lambda: RowRules(min_side=0), "at least 1"),
         (lambda: RowRules(caption_words=(5, 2)), "LEAST:MOST"),

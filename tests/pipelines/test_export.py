@@ -28,7 +28,7 @@ from sightline.pipelines.corpus.schema import Row, canonical_json, make_row
 from sightline.pipelines.corpus.shards import write_shard
 from sightline.pipelines.corpus.store import LocalStore
 from sightline.pipelines.export import webdataset
-from sightline.pipelines.export.export import TARGETS, export
+from sightline.pipelines.export.export import REPORT, TARGETS, export
 from sightline.pipelines.export.folder import COLUMNS
 from sightline.pipelines.ingest.sources.detect import open_source
 from tests.corpora import ingest_alone
@@ -355,6 +355,30 @@ def test_what_a_captions_table_cannot_hold_is_refused_there_and_fits_the_others(
     for to in ("webdataset", "parquet"):
         export(corpus, str(tmp_path / to), to)
         assert print_of(READERS[to](tmp_path / to)) == corpus.manifest.fingerprint
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_a_damaged_row_is_named_and_not_written(to: str, tmp_path: Path) -> None:
+    rows = [make_row(key=f"k{i}", image=picture("PNG", 8 + i), format="png", width=8 + i, height=8) for i in range(4)]
+    corpus = corpus_of(tmp_path / "corpus", rows)
+    data = bytearray((place := tmp_path / "corpus" / corpus.shards[0].file).read_bytes())
+    data[data.index(bytes(rows[2].image)) + 30] ^= 1
+    place.write_bytes(data)
+    damaged = Corpus.open(corpus.location)
+    assert {damaged.checked_row(i).key for i in (0, 1, 3)} == {"k0", "k1", "k3"}
+    with pytest.raises(ValueError, match=r"row 2 \('k2'\) of .* is damaged.*; see `sightline corpus verify"):
+        export(damaged, str(tmp_path / "out"), to)
+    assert not (tmp_path / "out" / REPORT).exists()
+
+
+def test_a_row_with_a_mask_does_not_leave_a_damaged_shard(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path / "corpus", [sample_row("k", picture("PNG", 8), masked=True)])
+    place, mask = tmp_path / "corpus" / corpus.shards[0].file, bytes(corpus.mask(0) or b"")
+    data = bytearray(place.read_bytes())
+    data[data.index(mask) + 30] ^= 1
+    place.write_bytes(data)
+    with pytest.raises(ValueError, match="or its mask may be"):
+        Corpus.open(tmp_path / "corpus").checked_row(0)
 
 
 def test_mistakes_are_told_in_a_sentence(digits: Corpus, tmp_path: Path) -> None:

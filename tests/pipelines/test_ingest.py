@@ -324,7 +324,7 @@ def test_a_table_without_rows_is_refused(tmp_path: Path, name: str) -> None:
         pq.write_table(pa.table({"image": pa.array([], pa.string()), "caption": pa.array([], pa.string())}), source / name)
     else:
         (source / name).write_text("image,caption\n" if name.endswith("csv") else "")
-    with pytest.raises(ValueError, match=r"nothing to ingest|has none"):
+    with pytest.raises(ValueError, match=r"has no rows, only its columns|has none"):
         prepare(source, tmp_path / "corpus", IngestOptions())
     assert not (tmp_path / "corpus").exists()
 
@@ -361,7 +361,7 @@ def test_the_command_prints_its_result_as_json(cli: Callable[..., Any], tmp_path
         (["source", "corpus", "--kind", "tar"], "choose from corpus, webdataset"),
         (["source", "source/corpus"], "lies in the source"),
         (["source", "nowhere://bucket/corpus"], "no file system is known"),
-        (["source", "corpus", "--shard-rows", "0"], "0 rows a shard"),
+        (["source", "corpus", "--shard-rows", "0"], "'--shard-rows'"),
     ],
 )
 def test_a_mistake_costs_one_line_and_status_2(cli: Callable[..., Any], tmp_path: Path, arguments: list[str], words: str) -> None:

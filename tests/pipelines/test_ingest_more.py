@@ -8,6 +8,8 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer
 from PIL import Image
@@ -214,7 +216,7 @@ def test_an_ingest_that_keeps_nothing_is_no_success(tmp_path: Path, capsys: pyte
     assert '"errors": 1' in printed.out
 
 
-def test_tars_whose_keys_shift_when_one_joins_them_are_refused_rather_than_taken_twice(tmp_path: Path) -> None:
+def test_a_tar_whose_samples_have_the_numbers_of_an_earlier_one_adds_its_own_rows_and_no_others(tmp_path: Path) -> None:
     def tar(name: str, pictures: list[str]) -> None:
         with tarfile.open(tmp_path / "tars" / name, "w") as archive:
             for number, picture in enumerate(pictures):
@@ -224,9 +226,43 @@ def test_tars_whose_keys_shift_when_one_joins_them_are_refused_rather_than_taken
     (tmp_path / "tars").mkdir()
     tar("one.tar", ["a", "b"])
     corpus = ingest_alone(tmp_path / "tars", tmp_path / "corpus")
+    before = keys(corpus)
     tar("two.tar", ["c"])
-    with pytest.raises(ValueError, match=r"one\.tar#0\.png.* is in .* under the key '0', and the source now calls it 'one"):
-        prepare_append(tmp_path / "tars", corpus, IngestOptions())
+    report = joined(prepare_append(tmp_path / "tars", corpus, IngestOptions()))
+    assert (report.seen, report.kept) == (3, 3)
+    assert sorted(before) == ["one.tar/0", "one.tar/1"]
+    assert keys(corpus) == [*before, "two.tar/0"]
+    assert isinstance(prepare_append(tmp_path / "tars", corpus, IngestOptions()), IngestReport)
+
+
+def test_files_that_go_by_other_keys_than_before_are_refused_rather_than_taken_twice(tmp_path: Path) -> None:
+    source = photos(tmp_path / "source", ["a", "b"])
+    corpus = ingest_alone(source, tmp_path / "corpus")
+    (source / "captions.csv").write_text("image,caption,key\na,a photo,1\nb,a photo,2\n")
+    with pytest.raises(ValueError, match=r"images/a is in .* under the key 'a', and the source now calls it '1'"):
+        prepare_append(source, corpus, IngestOptions())
+    assert Corpus.open(corpus).rows == 2
+
+
+def test_rows_whose_keys_would_come_from_another_column_are_refused_rather_than_taken_twice(tmp_path: Path) -> None:
+    def table(name: str, numbers: list[int]) -> None:
+        picture = (photos(tmp_path / "photos", ["a"]) / "images/a").read_bytes()
+        images = [b"no image" if number == 1 else picture for number in numbers]
+        path = tmp_path / "source" / name
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"image": images, "id": numbers}), path)
+
+    table("0.parquet", [0, 1])
+    corpus = ingest_alone(tmp_path / "source", tmp_path / "corpus")
+    table("1.parquet", [2])
+    assert joined(prepare_append(tmp_path / "source", corpus, IngestOptions())).kept == 2
+    table("2.parquet", [0])  # ids are no longer unique
+    for again in (
+        lambda: prepare_append(tmp_path / "source", corpus, IngestOptions()),
+        lambda: prepare_retry(corpus, str(tmp_path / "source"), []),
+    ):
+        with pytest.raises(ValueError, match=r"has the keys of such rows from id, and this source has them from FILE#ROW"):
+            again()
     assert Corpus.open(corpus).rows == 2
 
 

@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import pickle
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +16,8 @@ import pytest
 from sightline.pipelines.ingest.sources.captions_table import CaptionsTable
 from sightline.pipelines.ingest.sources.class_folder import ClassFolder
 from sightline.pipelines.ingest.sources.detect import open_source
-from sightline.pipelines.ingest.sources.item import Item, Source
-
-
-def tree(root: Path, files: Mapping[str, str | bytes]) -> Path:
-    """A folder of files; text is written as UTF-8."""
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return root
-
-
-def items(source: Source) -> dict[str, Item]:
-    listed = list(source.items())
-    by_key = {item.key: item for item in listed}
-    assert len(by_key) == len(listed)
-    return by_key
+from sightline.pipelines.ingest.sources.item import Item, sound
+from tests.pipelines.sources import items, tree
 
 
 def table(tmp_path: Path, captions: str, name: str = "captions.csv", **files: str | bytes) -> dict[str, Item]:
@@ -180,14 +164,14 @@ def test_columns_that_differ_within_an_image_are_listed_in_order(tmp_path: Path)
         ("captions.csv", "image,caption,split\na.jpg,x,train\na.jpg,y,val\n", "several splits"),
         ("captions.csv", "image,caption,mask\na.jpg,x,1.png\na.jpg,y,2.png\n", "several masks"),
         ("captions.jsonl", '{"image": "a.jpg", "caption": 3}\n', "line 1: the column `caption` has 3, which"),
-        ("captions.jsonl", '{"image": "a.jpg", "caption": "\\ud800"}\n', "no valid Unicode"),
         ("captions.jsonl", '{"image": "a.jpg", "caption": "x"}\n{oops\n', "line 2 is no JSON"),
         ("captions.jsonl", '{"image": "a.jpg", "caption": "x"}\n[1]\n', "line 2 is no JSON object"),
         ("captions.jsonl", '{"image": "a.jpg", "caption": "x", "score": NaN}\n', "without a JSON form"),
         ("captions.parquet", b"PAR1 and nothing", "captions.parquet is a damaged Parquet file"),
         ("captions.jsonl", b"\x93\x00\xff", "captions.jsonl line 1 is no JSON"),
         ("captions.jsonl", "[" * 100_000, "captions.jsonl line 1 is no JSON"),
-        ("captions.jsonl", '{"image": "a.jpg", "caption": "x", "note": "\\ud800"}\n', "without a JSON form"),
+        ("captions.csv", "image,caption\n", "captions.csv has no rows, only its columns"),
+        ("index.csv", "id,path\n1,a.jpg\n", "index.csv was taken for it because it is the only table there"),
     ],
 )  # fmt: skip
 def test_a_table_that_cannot_be_read_is_refused_with_its_place(
@@ -230,11 +214,22 @@ def test_a_worker_gets_a_source_without_its_listing(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(source)) == source
 
 
+def test_a_line_with_a_lone_surrogate_is_one_error_row(tmp_path: Path) -> None:
+    lines = [
+        {"image": "a.jpg", "caption": "\ud800"}, {"image": "b.jpg", "caption": "x", "note": "\ud800"},
+        {"image": "\ud800.jpg", "caption": "x"}, {"image": "images/b.jpg", "caption": "x"},
+    ]  # fmt: skip
+    found = [sound(item) for item in table(tmp_path, "".join(f"{json.dumps(row)}\n" for row in lines), "captions.jsonl").values()]
+    assert {item.key: item.verdict and item.verdict.code for item in found} == {
+        "a.jpg": "text_not_utf8", "b.jpg": "text_not_utf8", "\\ud800.jpg": "text_not_utf8", "images/b.jpg": None,
+    }  # fmt: skip
+
+
 # --- class folders
 
 
 def test_every_file_in_a_class_folder_is_an_item(tmp_path: Path) -> None:
-    names = ["a.jpg", "b.webp", "c.unknown", "_d.jpg", ".e.jpg", "no_extension", "deeper/f.jpg", "notes.txt"]
+    names = ["a.jpg", "b.webp", "c.unknown", "_d.jpg", ".e.jpg", "no_extension", "deeper/f.jpg"]
     tree(tmp_path, {f"red_fox/{name}": b"x" for name in names} | {"dog/g.jpg": b"x"})
     found = items(ClassFolder.open(tmp_path))
     assert set(found) == {f"red_fox/{name}" for name in names} | {"dog/g.jpg"}
@@ -280,7 +275,7 @@ def test_a_classes_file_names_the_folders(tmp_path: Path) -> None:
 
 
 def test_what_only_accompanies_images_is_filtered_and_counted(tmp_path: Path) -> None:
-    files = ["cat/1.jpg", "cat/Thumbs.db", "cat/.DS_Store", "cat/._1.jpg", "cat/desktop.ini", "README.md", "stray.jpg"]
+    files = ["cat/1.jpg", "cat/Thumbs.db", "cat/.DS_Store", "cat/._1.jpg", "cat/notes.txt", "README.md", "stray.jpg"]
     found = items(ClassFolder.open(tree(tmp_path, dict.fromkeys([*files, "__MACOSX/cat/2.jpg"], b"x"))))
     assert set(found) == {*files, "__MACOSX"}
     codes = {key: (item.verdict.stage, item.verdict.code) if item.verdict else None for key, item in found.items()}
@@ -334,6 +329,12 @@ def test_a_place_of_no_kind_names_both_layouts_and_what_was_found(tmp_path: Path
     with pytest.raises(ValueError, match=r"a captions table \(.*; or a folder per class \(") as caught:
         open_source(tree(tmp_path, files))
     assert found in str(caught.value)
+
+
+def test_pictures_without_captions_are_told_the_likely_remedy_first(tmp_path: Path) -> None:
+    said = r"\(found 1.AVIF\); pictures without captions: put them into CLASS/ folders, or add captions.csv with image,caption; exp"
+    with pytest.raises(ValueError, match=said):
+        open_source(tree(tmp_path, {"1.AVIF": b"x"}))
 
 
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:

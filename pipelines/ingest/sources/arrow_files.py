@@ -124,7 +124,26 @@ def plain_rows(table: pa.Table, columns: Sequence[str], path: str | None, mask: 
     if not plain.column_names:
         yield from ({} for _ in range(table.num_rows))
     else:
-        yield from plain.to_pylist()
+        yield from python_rows(plain)
+
+
+def python_rows(rows: pa.Table | pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """Rows as Python values, also where a text is no UTF-8."""
+    try:
+        yield from rows.to_pylist()
+    except UnicodeDecodeError:  # before the first row
+        names = rows.schema.names
+        for values in zip(*(map(value_of, column) for column in rows.columns), strict=True):
+            yield dict(zip(names, values, strict=True))
+
+
+def value_of(value: pa.Scalar[Any]) -> Any:
+    """A value whose text need not be UTF-8: its odd bytes become lone surrogates, which `item.sound` finds."""
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        is_plain = pa.types.is_string(value.type) or pa.types.is_large_string(value.type)
+        return value.as_buffer().to_pybytes().decode("utf-8", "surrogateescape") if is_plain else "\udcff"  # something in a list
 
 
 def open_arrow(root: Place, name: str) -> ArrowFile:

@@ -70,7 +70,9 @@ class CaptionsTable:
             for table in found:
                 next(tables.rows(table), None)  # what is damaged says so
             have = "; ".join(f"{table.name} has {', '.join(tables.columns(table)) or 'none'}" for table in found)
-            raise ValueError(f"a captions table needs the columns `image` and `caption` or `captions`; {have}")
+            alone = f" ({found[0].name} was taken for it because it is the only table there: take it away, or give --kind)"
+            why = alone if len(found) == 1 and found[0] != path and found[0].stem != "captions" else ""
+            raise ValueError(f"a captions table needs the columns `image` and `caption` or `captions`; {have}{why}")
         preferred = [table for table in fitting if table.stem == "captions"] or fitting
         if len(preferred) > 1:
             names = ", ".join(table.name for table in preferred)
@@ -85,6 +87,8 @@ class CaptionsTable:
 
     def items(self) -> Iterator[Item]:
         groups: dict[str, list[Line]] = {}
+        if not self._lines:
+            raise ValueError(f"{self.table.name} has no rows, only its columns; write a row for each caption")
         for line in self._lines:
             groups.setdefault(line.image, []).append(line)
         ids = label_ids(self._class_list)
@@ -196,10 +200,6 @@ def listed(value: Any) -> list[Any]:
 def text(value: Any, column: str, place: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{place}: the column `{column}` has {value!r}, which is no text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{place}: the column `{column}` has {value!r}, which is no valid Unicode") from None
     return value
 
 

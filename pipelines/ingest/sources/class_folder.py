@@ -1,13 +1,12 @@
 """A folder per class: SOURCE/CLASS/*.jpg, or SOURCE/{train,val,test}/CLASS/*.jpg, which gives each row its split.
 
-Every file below a class folder is an input, whatever its name: what is no image ends in the errors table. The caption
-comes from a template. `classes.csv` (folder,name and perhaps id) gives names; without it a folder's name is its
-class's, with spaces for underscores.
+Every file below a class folder is an input, and what turns out to be no image ends in the errors table; what is none by
+its name (`notes.txt`, `Thumbs.db`) is filtered. The caption comes from a template. `classes.csv` (folder,name and perhaps
+id) gives names; without it a folder's name is its class's, with spaces for underscores.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,11 +15,11 @@ from sightline.pipelines.corpus.schema import SPLIT, canonical_json
 from sightline.pipelines.ingest.sources.files import (
     CLASSES,
     class_ids,
-    is_sidecar_file,
+    is_no_picture,
     is_sidecar_folder,
     read_classes,
 )
-from sightline.pipelines.ingest.sources.item import Item, Verdict, filtered, wrong
+from sightline.pipelines.ingest.sources.item import Item, Verdict, filtered, printable, wrong
 from sightline.pipelines.ingest.sources.place import Place, entries, read_bytes, walk
 
 SPLITS = ("train", "val", "test")
@@ -109,10 +108,10 @@ def item(
     verdict: Verdict | None = None,
 ) -> Item:
     # A name that is no UTF-8 fits in no table; it is shown with its odd bytes spelled out.
-    key = os.fsencode(name).decode("utf-8", "backslashreplace")
+    key = printable(name)
     if verdict is None:
-        if is_sidecar_file(name.rpartition("/")[2]):
-            verdict = filtered("sidecar_file", "the file only accompanies images")
+        if is_no_picture(name.rpartition("/")[2]):
+            verdict = filtered("sidecar_file", "the file only accompanies images, by its name")
         elif key != name:
             verdict = wrong("name_not_utf8", "the file's name is not UTF-8; rename it")
         elif nbytes is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from sightline.pipelines.ingest.sources.captions_table import CaptionsTable
 from sightline.pipelines.ingest.sources.class_folder import ClassFolder
 from sightline.pipelines.ingest.sources.coco import Coco
+from sightline.pipelines.ingest.sources.files import picture_endings
 from sightline.pipelines.ingest.sources.flickr_tokens import FlickrTokens
 from sightline.pipelines.ingest.sources.item import Source
 from sightline.pipelines.ingest.sources.mask_folder import MaskFolder
@@ -57,7 +58,15 @@ def open_source(location: str | Place, kind: str | None = None) -> Source:
     if not exists(place):
         raise FileNotFoundError(f"there is no {place}; name a folder, or a brace range of tars or tables that exist")
     layouts = "; or ".join(candidate.layout for candidate in KINDS.values())
-    raise ValueError(f"{place} holds nothing that can be ingested (found {contents(place)}); expected {layouts}")
+    bare = "pictures without captions: put them into CLASS/ folders, or add captions.csv with image,caption; "
+    remedy = bare if has_pictures(place) or has_pictures(place / "images") else ""
+    raise ValueError(f"{place} holds nothing that can be ingested (found {contents(place)}); {remedy}expected {layouts}")
+
+
+def has_pictures(folder: Place) -> bool:
+    """Whether pictures, by their names, lie directly in a folder."""
+    files = (entry.name for entry in entries(folder) if entry.nbytes is not None)
+    return any(name.lower().rpartition(".")[2] in picture_endings() for name in files)
 
 
 def contents(place: Place) -> str:

@@ -21,8 +21,6 @@ def joined(rows: list[dict[str, Any]], what: str) -> str:
             raise ValueError(f"{what} is put into several splits; choose one")
         extra[name] = values[0] if agreed else values
     try:
-        text = canonical_json(extra)
-        text.encode()  # a lone surrogate has no UTF-8
-        return text
+        return canonical_json(extra)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{what} has a value without a JSON form ({error})") from None

@@ -1,28 +1,46 @@
-"""What the sources that lie in a folder share: safe references to its files, and lists of classes."""
+"""What the sources that lie in a folder share: which names are pictures, safe references to files, and lists of classes."""
 
 from __future__ import annotations
 
 import csv
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from io import TextIOWrapper
 from pathlib import PurePosixPath
 from typing import TextIO
 
+from PIL import Image
+
+from sightline.models.codec import FORMATS
 from sightline.pipelines.ingest.sources.place import Place, file_size, open_file
 
 CLASSES = "classes.csv"
-# Extensions of pictures, without the dot.
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-
-# Files that operating systems leave behind next to images; anything else in a folder of images is an input.
+# Files that operating systems leave behind next to images.
 SIDECAR_FILES = frozenset({"thumbs.db", ".ds_store", "desktop.ini", "ehthumbs.db", ".directory"})
 SIDECAR_FOLDERS = frozenset({"__macosx", ".git", ".ipynb_checkpoints"})
+# Names that end like this are no pictures, whatever the bytes. Other unknown endings are an input, for the bytes decide.
+NO_PICTURES = frozenset(
+    {"csv", "doc", "docx", "gz", "htm", "html", "json", "jsonl", "log", "md", "mp3", "mp4", "npy", "npz", "parquet", "pdf"}
+    | {"py", "rst", "sh", "tar", "tgz", "tsv", "txt", "url", "wav", "xml", "yaml", "yml", "zip"}
+)
+
+
+@cache
+def picture_endings() -> tuple[str, ...]:
+    """The endings of the names of pictures that our decoder reads, without the dot: Pillow's, and the formats' own names."""
+    known = {ending.removeprefix(".") for ending, format in Image.registered_extensions().items() if format in FORMATS}
+    return tuple(sorted(known | {format.lower() for format in FORMATS}))
 
 
 def is_sidecar_file(name: str) -> bool:
     """Whether a file only accompanies images: folder settings, thumbnails, and macOS's resource forks (`._name`)."""
     return name.lower() in SIDECAR_FILES or name.startswith("._")
+
+
+def is_no_picture(name: str) -> bool:
+    """Whether a file in a folder of images is none by its name."""
+    return is_sidecar_file(name) or name.lower().rpartition(".")[2] in NO_PICTURES
 
 
 def is_sidecar_folder(name: str) -> bool:

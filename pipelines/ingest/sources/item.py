@@ -2,7 +2,8 @@
 
 Everything that a person can get wrong about a source as a whole (no table, a class without a name) is a `ValueError`
 while listing; what is wrong with one item becomes its verdict, so that it ends as one row of the errors table. Nothing
-that was seen is left out of the list.
+that was seen is left out of the list. Text that has no UTF-8 (a lone surrogate) may stand in an item; `sound` makes that an
+error of this item, for every kind of source.
 
 To add a kind of source: one more file here with a class like this, and one more line in `detect.py`.
 """
@@ -10,7 +11,7 @@ To add a kind of source: one more file here with a class like this, and one more
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
@@ -85,6 +86,37 @@ def wrong(code: str, message: str) -> Verdict:
     return Verdict("list", code, message)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8; one with a lone surrogate cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def printable(text: str) -> str:
+    """A text as UTF-8, with what is none spelled out: bytes of a file's name as `\\xe9`, other surrogates as `\\ud800`."""
+    if is_utf8(text):
+        return text
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
+def sound(item: Item) -> Item:
+    """An item that a plan can hold: one with text that is no UTF-8 becomes an error, and the rest of its text goes."""
+    named = {"key": item.key, "image": item.image, "mask": item.mask or "", "block": item.block or "", "extra": item.extra}
+    texts = [*named.items(), *(("captions", text) for text in item.captions)]
+    verdict = item.verdict and replace(item.verdict, message=printable(item.verdict.message))
+    if odd := [name for name, text in texts if not is_utf8(text)]:
+        fault = wrong("text_not_utf8", f"its {odd[0]} has a lone surrogate, or bytes that are no UTF-8; correct the text")
+        left_out = verdict is not None and verdict.stage == FILTER
+        return Item(printable(item.key), printable(item.image), item.nbytes, verdict=verdict if left_out else fault)
+    return item if verdict == item.verdict else replace(item, verdict=verdict)
+
+
 def distinct(items: Iterable[tuple[str, Item]]) -> Iterator[Item]:
     """Items, each given with its place.
 
@@ -97,6 +129,18 @@ def distinct(items: Iterable[tuple[str, Item]]) -> Iterator[Item]:
             raise ValueError(f"the key {item.key!r} occurs twice, in {places[item.key]} and in {place}; give each image its own")
         places[item.key] = place
         yield item
+
+
+class ItemError(ValueError):
+    """What is wrong with one item, raised where it is found, caught where the item is made.
+
+    Attributes:
+        verdict: for the errors table.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.verdict = wrong(code, message)
 
 
 def filtered(code: str, message: str) -> Verdict:
@@ -125,7 +169,9 @@ class Source(Protocol):
         ...
 
     def config(self) -> dict[str, Any]:
-        """What decides the rows' bytes besides the items, to be hashed into the plan."""
+        """What decides the rows' bytes besides the items, to be hashed into the plan. Where a source chooses what its keys are made
+        of, `key` names the choice: with another choice nothing may join a corpus, since its rows would be in twice.
+        """
         ...
 
     def classes(self) -> list[tuple[int, str]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sightline.pipelines.corpus.schema import SPLIT, canonical_json
-from sightline.pipelines.ingest.sources.files import is_sidecar_file, read_class_list
+from sightline.pipelines.ingest.sources.files import is_no_picture, read_class_list
 from sightline.pipelines.ingest.sources.item import Item, filtered, wrong
 from sightline.pipelines.ingest.sources.place import Place, entries, read_bytes, walk
 
@@ -59,24 +59,23 @@ class MaskFolder:
             stems = found[folder] = defaultdict(list)
             for name, nbytes in walk(self.root / (base + folder)):
                 path = f"{base}{folder}/{name}"
-                if is_sidecar_file(name.rpartition("/")[2]):
-                    yield Item(
-                        path, path, nbytes, extra=extra, verdict=filtered("sidecar_file", "the file only accompanies images")
-                    )
+                if is_no_picture(name.rpartition("/")[2]):
+                    verdict = filtered("sidecar_file", "the file only accompanies images, by its name")
+                    yield Item(path, path, nbytes, extra=extra, verdict=verdict)
                 else:
                     stems[stem(name)].append((path, nbytes))
         for name, images in found[IMAGES].items():
             masks = found[MASKS].get(name, [])
-            verdict = None
+            fault = None
             if len(masks) != 1:
                 said = f"{len(masks)} files" if masks else "no file"
-                verdict = wrong("several_masks" if masks else "no_mask", f"{base}{MASKS}/ has {said} called {name}")
+                fault = wrong("several_masks" if masks else "no_mask", f"{base}{MASKS}/ has {said} called {name}")
             elif len(images) > 1:
-                verdict = wrong("several_images", f"{base}{IMAGES}/ has {len(images)} files called {name}, and one mask is there")
+                fault = wrong("several_images", f"{base}{IMAGES}/ has {len(images)} files called {name}, and one mask is there")
             mask, mask_nbytes = masks[0] if len(masks) == 1 else (None, None)
             for path, nbytes in images:
                 missing = wrong("missing", "there is no such file") if nbytes is None else None
-                yield Item(path, path, nbytes, mask=mask, mask_nbytes=mask_nbytes, extra=extra, verdict=verdict or missing)
+                yield Item(path, path, nbytes, mask=mask, mask_nbytes=mask_nbytes, extra=extra, verdict=fault or missing)
         for name, masks in found[MASKS].items():
             if name not in found[IMAGES]:
                 for path, nbytes in masks:

@@ -1,7 +1,7 @@
 """Another Sightline corpus, told by its manifest: its rows with key, captions, labels, mask and extra unchanged.
 
 A reference is `SHARD#ROW`; shards are named by their content, so it says what was read. Reading stays with the generation
-that was listed, whatever is appended meanwhile.
+that was listed, whatever is appended meanwhile. A damaged row is an error: it would get a valid digest here.
 """
 
 from __future__ import annotations
@@ -58,8 +58,11 @@ class OtherCorpus:
     def read(self, reference: str) -> bytes:
         shard, _, row = reference.removesuffix(MASK).rpartition("#")
         files, starts = self._shards
-        index = starts[files[shard]] + int(row)
-        data = self._corpus.mask(index) if reference.endswith(MASK) else self._corpus.image(index)
+        try:
+            found = self._corpus.checked_row(starts[files[shard]] + int(row))
+        except ValueError as error:
+            raise OSError(str(error)) from None
+        data = found.mask if reference.endswith(MASK) else found.image
         assert data is not None
         return bytes(data)
 

@@ -5,7 +5,8 @@
     labels, label                       numbers (names from Hugging Face's schema, also of lists; -1 is none) or names
     mask                                like the image
     key                                 the key, which must be unique; without it the first of id, filename, file_name and
-                                        the image's path that is there in every row and unique, else FILE#ROW
+                                        the image's path that is there in every row and unique, else FILE#ROW; the choice
+                                        is in the config, because one more file may change it
 
 Other columns go into `extra` where they have a JSON form (NaN as null), the rest is left out and named in the plan's config.
 A column `extra` of JSON objects, as `sightline corpus export` writes it, is `extra` itself.
@@ -29,7 +30,7 @@ import pyarrow as pa
 from sightline.pipelines.corpus.schema import SPLIT, canonical_json
 from sightline.pipelines.ingest.sources.arrow_files import SUFFIXES, ArrowFile, open_arrow
 from sightline.pipelines.ingest.sources.files import class_id, class_list, label_ids, read_class_list
-from sightline.pipelines.ingest.sources.item import Item, distinct
+from sightline.pipelines.ingest.sources.item import Item, distinct, is_utf8, wrong
 from sightline.pipelines.ingest.sources.place import Held, Place, entries, is_file
 
 IMAGE = ("image", "img", "jpg", "jpeg", "png", "webp")
@@ -78,19 +79,19 @@ class ParquetFiles:
         return cls(root, tuple(files))
 
     def config(self) -> dict[str, Any]:
-        return {"left_out": list(self._columns.left_out)}
+        return {"left_out": list(self._columns.left_out), "key": self._key or "FILE#ROW"}
 
     def classes(self) -> list[tuple[int, str]]:
         if named := read_class_list(self.root):
             return named
         if named := class_names(self._schema, self._columns.label):
             return named
-        return class_list(label for _, row in self._rows for label in labels_of(row.get(self._columns.label or "")))
+        found = (label for _, row in self._rows for label in labels_of(row.get(self._columns.label or "")))
+        return class_list(label for label in found if is_utf8(str(label)))
 
     def items(self) -> Iterator[Item]:
-        key = self._key()
         ids = label_ids(self.classes())
-        return distinct((reference, self._item(reference, row, key, ids)) for reference, row in self._rows)
+        return distinct((reference, self._item(reference, row, self._key, ids)) for reference, row in self._rows)
 
     def read(self, reference: str) -> bytes:
         name, _, row = reference.removesuffix(MASK_MARK).rpartition("#")
@@ -144,6 +145,7 @@ class ParquetFiles:
                 yield f"{name}#{row}", {**values, BLOCK: file.block(name, group)}
                 row += 1
 
+    @cached_property
     def _key(self) -> str | None:
         """The column that gives the keys; None for FILE#ROW."""
         if "key" in self._schema.names:
@@ -166,13 +168,17 @@ class ParquetFiles:
             extra[SPLIT] = SPLITS.get(split, split)
         if key is not None and (not isinstance(row[key], str | int) or row[key] == ""):
             raise ValueError(f"{reference} has the key {row[key]!r}; give each row a text or a number")
+        labels = labels_of(row.get(chosen.label or ""))
+        texts = [label for label in labels if is_utf8(str(label))]
+        odd = wrong("text_not_utf8", "a label is not UTF-8; correct it") if len(texts) < len(labels) else None
         return Item(
             key=reference if key is None else str(row[key]),
             image=reference,
             captions=captions_of(row.get(chosen.captions or ""), reference, empty=EXTRA in row),
-            labels=tuple(class_id(label, ids, reference) for label in labels_of(row.get(chosen.label or ""))),
+            labels=tuple(class_id(label, ids, reference) for label in texts),
             mask=reference + MASK_MARK if row.get(HAS_MASK) else None,
             extra=canonical_json(jsonable(extra)),
+            verdict=odd,
             block=row[BLOCK],
         )
 

@@ -18,10 +18,11 @@ from typing import IO, Any, Generic, TypeAlias, TypeVar
 
 from upath import UPath
 
+from sightline.pipelines.corpus.object_store import needs_package
+
 Place: TypeAlias = Path | UPath
 Held_ = TypeVar("Held_")
 LOCAL = ("file", "local", "")
-EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,7 @@ def reachable(place: Place) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        extra = EXTRAS.get(place.protocol)
-        remedy = f'pip install "sightline[{extra}]"' if extra else str(error)
-        raise ModuleNotFoundError(f"{place} needs a package that is not installed: {remedy}") from None
+        raise needs_package(str(place), error) from None
     except FileNotFoundError:
         raise FileNotFoundError(ENOENT, "there is no such file or folder", str(place)) from None
     except PermissionError as error:

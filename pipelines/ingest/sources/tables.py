@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sightline.pipelines.ingest.sources.arrow_files import python_rows
 from sightline.pipelines.ingest.sources.files import csv_columns, read_csv
 from sightline.pipelines.ingest.sources.place import Place, open_file
 
@@ -84,7 +85,7 @@ def read_parquet(path: Place) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         with open_file(path.parent, path.name) as file:
             for batch in pq.ParquetFile(file).iter_batches():
-                for row in batch.to_pylist():
+                for row in python_rows(batch):
                     number += 1
                     yield f"{path.name} row {number}", row
     except pa.ArrowInvalid as error:

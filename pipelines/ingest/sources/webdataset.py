@@ -2,7 +2,7 @@
 
 Members of one key (everything before the first dot of the base name, the folder kept) are one sample, contiguous or not:
 
-    jpg, jpeg, png, webp, gif, bmp, tif, tiff   the image, exactly one
+    jpg, png, webp, tif, avif ...               the image, exactly one, in any format that we decode
     captions.json                               all captions, a list; else `captions` in the json, a list too; else
     txt                                         one caption, byte for byte; else `caption` in the json
     json                                        an object that goes into `extra`; one of just key, captions, labels and
@@ -11,29 +11,38 @@ Members of one key (everything before the first dot of the base name, the folder
                                                 without that file numbers stay, names are numbered in their order
     mask.png, seg.png                           a label map
 
-Keys stay as they are. Writers that number samples from 0 in each tar give one key to several tars; those samples, and no
-others, become `TAR/KEY` with the key itself as `key` in `extra`. Two members of one name in one tar are an error.
+Many writers number samples from 0 in each tar, so a sample's key in the corpus is `TAR/KEY`, with the key itself as `key`
+in `extra` (unless the json has one); a sample of our own export keeps the key in its json. So a key is a function of its
+tar alone, and another tar beside it changes none.
 
 Listing passes once over every tar. An image is then read by its offset; a compressed tar is unpacked once per block. A tar
-that breaks off is an error row with its name, and its samples before the break are kept.
+that breaks off is an error row with its name, and its samples before the break are kept. A sample that makes no sense (bad JSON,
+a caption that is no text, two members of one name) is one error row; a member of no sample is a row `TAR#MEMBER@START+BYTES`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import IO, Any, ClassVar
 
 from braceexpand import braceexpand
 
 from sightline.pipelines.corpus.schema import canonical_json
-from sightline.pipelines.ingest.sources.files import IMAGES, class_id, class_list, is_sidecar_file, label_ids, read_class_list
-from sightline.pipelines.ingest.sources.item import Item, Verdict, distinct, filtered, wrong
+from sightline.pipelines.ingest.sources.files import (
+    class_id,
+    class_list,
+    is_sidecar_file,
+    label_ids,
+    picture_endings,
+    read_class_list,
+)
+from sightline.pipelines.ingest.sources.item import Item, ItemError, Verdict, distinct, filtered, is_utf8, printable, wrong
 from sightline.pipelines.ingest.sources.place import (
     Held,
     Place,
@@ -55,11 +64,12 @@ SCANS = 4  # tars listed at a time: waiting for a network overlaps
 
 @dataclass(frozen=True)
 class Sample:
-    """The members of one key in one tar, by lower-case extension."""
+    """The members of one key in one tar, by lower-case extension; and those that came when there was one of their name."""
 
     tar: str
     key: str
     members: dict[str, Member] = field(default_factory=dict)
+    again: list[str] = field(default_factory=list)
 
     @property
     def place(self) -> str:
@@ -68,13 +78,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the texts of a sample say."""
+    """What the texts of a sample say, or what is wrong with them."""
 
     sample: Sample
     key: str
-    captions: tuple[str, ...]
-    labels: tuple[str | int, ...]
-    extra: dict[str, Any]
+    captions: tuple[str, ...] = ()
+    labels: tuple[str | int, ...] = ()
+    extra: str = "{}"
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True)
@@ -115,9 +126,8 @@ class WebDataset:
 
     def items(self) -> Iterator[Item]:
         ids = label_ids(self.classes())
-        times = Counter(facts.key for facts in self._facts)
-        yield from distinct((facts.sample.place, self._item(facts, ids, shared=times[facts.key] > 1)) for facts in self._facts)
-        yield from self._listed[1]
+        samples = ((facts.sample.place, item_of(facts, ids)) for facts in self._facts)
+        yield from distinct(chain(samples, ((item.key, item) for item in self._listed[1])))
 
     def read(self, reference: str) -> bytes:
         tar, _, rest = reference.partition("#")
@@ -151,37 +161,17 @@ class WebDataset:
         for member in members:
             key, extension = split_name(member.name)
             if verdict := no_part(member, extension):
-                place = f"{tar}/{printable(member.name)}"
-                others.append(Item(place, place, member.nbytes, verdict=verdict, block=tar))
+                reference = printable(reference_to(tar, member))
+                others.append(Item(reference, reference, member.nbytes, verdict=verdict, block=tar))
+                continue
+            sample = samples.setdefault(key, Sample(tar, key))
+            if extension in sample.members:
+                sample.again.append(member.name)
             else:
-                parts = samples.setdefault(key, Sample(tar, key)).members
-                if extension in parts:
-                    raise ValueError(f"{member.name!r} occurs twice in {tar}; give each sample its own key")
-                parts[extension] = member
+                sample.members[extension] = member
         if broken:
             others.append(Item(tar, tar, None, verdict=wrong("torn", f"{broken}; {len(members)} members before that were read")))
         return list(samples.values()), others
-
-    def _item(self, facts: Facts, ids: dict[str | int, int], *, shared: bool) -> Item:
-        sample = facts.sample
-        images = [sample.members[extension] for extension in sample.members if extension in IMAGES]
-        masks = [sample.members[extension] for extension in sample.members if extension in MASKS]
-        try:
-            extra = canonical_json(facts.extra | ({"key": facts.key} if shared else {}))
-        except ValueError as error:
-            raise ValueError(f"{sample.place}.json has a value without a JSON form ({error}); correct it") from None
-        return Item(
-            key=sample.place if shared else facts.key,
-            image=reference_to(sample.tar, images[0]) if images else sample.place,
-            nbytes=images[0].nbytes if images else None,
-            captions=facts.captions,
-            labels=tuple(class_id(label, ids, sample.place) for label in facts.labels),
-            mask=reference_to(sample.tar, masks[0]) if masks else None,
-            mask_nbytes=masks[0].nbytes if masks else None,
-            extra=extra,
-            verdict=verdict_on(sample, len(images), len(masks)),
-            block=sample.tar,
-        )
 
 
 class Unpacked:
@@ -245,11 +235,6 @@ def wanted(name: str, nbytes: int) -> bool:
     return split_name(name)[1] in TEXTS and nbytes <= MAX_TEXT_BYTES
 
 
-def printable(name: str) -> str:
-    """A name as UTF-8, its odd bytes spelled out."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def no_part(member: Member, extension: str) -> Verdict | None:
     """Why a member is in no sample."""
     base = member.name.rpartition("/")[2]
@@ -266,10 +251,33 @@ def no_part(member: Member, extension: str) -> Verdict | None:
     return None
 
 
+def item_of(facts: Facts, ids: dict[str | int, int]) -> Item:
+    """The item that a sample makes; `ids` by label."""
+    sample = facts.sample
+    images = [member for extension, member in sample.members.items() if extension in picture_endings()]
+    masks = [member for extension, member in sample.members.items() if extension in MASKS]
+    return Item(
+        key=facts.key,
+        image=reference_to(sample.tar, images[0]) if images else sample.place,
+        nbytes=images[0].nbytes if images else None,
+        captions=facts.captions,
+        labels=tuple(class_id(label, ids, sample.place) for label in facts.labels),
+        mask=reference_to(sample.tar, masks[0]) if masks else None,
+        mask_nbytes=masks[0].nbytes if masks else None,
+        extra=facts.extra,
+        verdict=facts.verdict or verdict_on(sample, len(images), len(masks)),
+        block=sample.tar,
+    )
+
+
 def verdict_on(sample: Sample, images: int, masks: int) -> Verdict | None:
     have = ", ".join(sample.members)
+    if sample.again:
+        return wrong("occurs_twice", f"{sample.again[0]!r} occurs twice in {sample.tar}; give each sample its own key")
     if not images:
-        return wrong("no_image", f"the sample has {have} and no image ({', '.join(IMAGES)})")
+        endings = [extension for extension in sample.members if extension.rpartition(".")[2] in picture_endings()]
+        dots = f"; a sample's name ends at its first dot, and {endings[0]!r} follows it here: rename it" if endings else ""
+        return wrong("no_image", f"the sample has {have} and no image ({', '.join(picture_endings())}){dots}")
     if images > 1:
         return wrong("several_images", f"the sample has {have}; one image makes a row")
     if masks > 1:
@@ -285,7 +293,7 @@ def text_of(sample: Sample, extension: str) -> str | None:
     """The text of a member; None where there is none.
 
     Raises:
-        ValueError: it is not UTF-8.
+        ItemError: it is not UTF-8.
     """
     member = sample.members.get(extension)
     if member is None:
@@ -294,7 +302,7 @@ def text_of(sample: Sample, extension: str) -> str | None:
     try:
         return member.content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{sample.place}.{extension} is not UTF-8 (byte {error.start}); write text as UTF-8") from None
+        raise ItemError("text_not_utf8", f"{extension} is not UTF-8 (byte {error.start}); write text as UTF-8") from None
 
 
 def json_of(sample: Sample, extension: str) -> Any:
@@ -304,24 +312,39 @@ def json_of(sample: Sample, extension: str) -> Any:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{sample.place}.{extension} is no JSON ({error}); correct it") from None
+        raise ItemError("no_json", f"{extension} is no JSON ({error}); correct it") from None
     if extension == "json" and not isinstance(value, dict):
-        raise ValueError(f"{sample.place}.json is no JSON object; write {{...}}")
+        raise ItemError("no_json", "json is no JSON object; write {...}")
     return value
 
 
 def facts_of(sample: Sample) -> Facts:
-    """What the texts of a sample say.
+    """What the texts of a sample say. What is wrong there costs this sample alone."""
+    key = sample.place
+    try:
+        about: dict[str, Any] = json_of(sample, "json") or {}
+        own = about.keys() == OWN and isinstance(about["key"], str) and isinstance(about["extra"], dict)
+        key = about["key"] if own else key
+        captions, labels, extra = own_facts(about) if own else foreign_facts(sample, about)
+        if not all(is_utf8(label) for label in labels if isinstance(label, str)):
+            raise ItemError("text_not_utf8", "a label has a lone surrogate, which is no Unicode text; correct it")
+        return Facts(sample, key, captions, labels, canonical_json(extra))
+    except ItemError as fault:
+        return Facts(sample, key, verdict=fault.verdict)
+    except (ValueError, RecursionError) as error:  # of canonical_json
+        return Facts(sample, key, verdict=wrong("no_json", f"json has a value without a JSON form ({error}); correct it"))
 
-    Raises:
-        ValueError: one of them is not what it should be.
-    """
-    about: dict[str, Any] = json_of(sample, "json") or {}
-    if about.keys() == OWN and isinstance(about["key"], str) and isinstance(about["extra"], dict):
-        labels = about["labels"]
-        if not isinstance(labels, list) or not all(isinstance(label, str | int) for label in labels):
-            raise ValueError(f"{sample.place}.json has the labels {labels!r}; give a list of numbers or names")
-        return Facts(sample, about["key"], checked(about["captions"], sample, empty=True), tuple(labels), about["extra"])
+
+def own_facts(about: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str | int, ...], dict[str, Any]]:
+    """Captions, labels and extra from the json of our own export."""
+    labels = about["labels"]
+    if not isinstance(labels, list) or not all(isinstance(label, str | int) for label in labels):
+        raise ItemError("bad_labels", f"json has the labels {labels!r}; give a list of numbers or names")
+    return checked(about["captions"], empty=True), tuple(labels), about["extra"]
+
+
+def foreign_facts(sample: Sample, about: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str | int, ...], dict[str, Any]]:
+    """Captions, labels and extra as other writers have them."""
     cls = (text_of(sample, "cls") or "").strip()
     used = None
     if "captions.json" in sample.members:
@@ -333,24 +356,18 @@ def facts_of(sample: Sample) -> Facts:
     else:
         used = next((name for name in ("captions", "caption") if about.get(name) is not None), None)
         value = about[used] if used else None
-    extra = {name: entry for name, entry in about.items() if name != used}
-    return Facts(sample, sample.key, checked(value, sample), (cls,) if cls else (), extra)
+    extra = {"key": sample.key} | {name: entry for name, entry in about.items() if name != used}
+    return checked(value), (cls,) if cls else (), extra
 
 
-def checked(value: Any, sample: Sample, *, empty: bool = False) -> tuple[str, ...]:
+def checked(value: Any, *, empty: bool = False) -> tuple[str, ...]:
     """Captions as they stand in a text or in JSON; empty ones are none.
 
     Raises:
-        ValueError: they are no text.
+        ItemError: they are no text.
     """
     values = value if isinstance(value, list) else [] if value is None else [value]
     for caption in values:
-        if not is_text(caption):
-            raise ValueError(
-                f"{sample.place} has the caption {caption!r}, which is no text; captions are a text or a list of texts"
-            )
+        if not isinstance(caption, str):
+            raise ItemError("no_text", f"the caption {caption!r:.100} is no text; captions are a text or a list of texts")
     return tuple(caption for caption in values if caption or empty)
-
-
-def is_text(value: Any) -> bool:
-    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)

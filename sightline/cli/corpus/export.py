@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sightline.cli.bars import stages_bar
-from sightline.cli.output import Json, emit
+from sightline.cli.output import Json, emit, facts
 
 
 def export(
@@ -43,4 +43,5 @@ def export(
             rows_per_file=rows_per_file,
             progress=lambda done, total: progress("export", done, total),
         )
-    emit({"dest": dest, **asdict(report)}, json)
+    result = {"dest": dest, **asdict(report)}
+    emit(result, json, facts(result | {"split": split or "all rows"}))

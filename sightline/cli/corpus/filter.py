@@ -26,7 +26,9 @@ def filter(
         Literal["pairs", "exact", "near"] | None,
         typer.Option(help="Keep one row of equal pairs, of equal image bytes, or of look-alikes (needs `corpus score --phash`)."),
     ] = None,
-    distance: Annotated[int, typer.Option(help="Bits of 64 in which look-alikes may differ, for near and --against.")] = 6,
+    distance: Annotated[
+        int | None, typer.Option(help="Bits of 64 in which look-alikes may differ, for near and --against; 6 by default.")
+    ] = None,
     score: Annotated[str | None, typer.Option(help="A column that `corpus score` made, for --min, --max, --top.")] = None,
     min: Annotated[float | None, typer.Option(help="The score, at least.")] = None,
     max: Annotated[float | None, typer.Option(help="The score, at most.")] = None,

@@ -47,4 +47,5 @@ def forget(
         log.print(f"make these columns again: {', '.join(done.columns_to_redo)}")
     if manifest.generation > 1:
         log.print(f"older generations still hold them; `sightline corpus gc {corpus} --purge` removes those", soft_wrap=True)
-    emit(result, json, facts({name: value for name, value in result.items() if name != "columns_to_redo"}))
+    apart = ("columns_to_redo", "root")  # a root is copied, so no column may break it
+    emit(result, json, facts({name: value for name, value in result.items() if name not in apart}), f"root  {manifest.root}")
