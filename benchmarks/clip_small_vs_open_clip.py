@@ -34,7 +34,7 @@ from sightline.pipelines.train.spec import RunSpec
 from sightline.recipes import find_recipe
 
 EPOCHS = 4
-SEEDS = range(6)
+SEEDS = range(11)
 RUNS = Path(__file__).with_suffix(".jsonl")
 PACKAGES = ("torch", "open_clip_torch", "ray")
 METRICS = ("image_to_text_recall@10", "text_to_image_recall@10")
