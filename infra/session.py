@@ -35,6 +35,9 @@ def ray_session(
         return
     # Ray asks on the first start whether it may send usage statistics; a library answers for nobody.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not debug:
+        # Ray's C++ part puts on the terminal what is usual for Ray Data's actors: that their arguments are in the object store.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     common = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
     if address:
         ray.init(address=address, **common)

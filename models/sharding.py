@@ -50,7 +50,7 @@ def gigabytes(count: float) -> str:
 
 
 def make_mesh(strategy: Strategy, device_type: str, world: int, per_machine: int) -> DeviceMesh:
-    """The ranks as [replicas, shards].
+    """The ranks as [replicas, shards], or where nothing is replicated as shards alone.
 
     Raises:
         ValueError: hsdp on machines with unequally many workers.
@@ -58,6 +58,8 @@ def make_mesh(strategy: Strategy, device_type: str, world: int, per_machine: int
     shards = {"ddp": 1, "fsdp": world, "hsdp": per_machine}[strategy]
     if world % shards:
         raise ValueError(f"hsdp needs as many workers on each machine, and {world} are no multiple of {shards}; take fsdp")
+    if strategy == "fsdp":
+        return init_device_mesh(device_type, (world,), mesh_dim_names=("shard",))
     return init_device_mesh(device_type, (world // shards, shards), mesh_dim_names=("replicate", "shard"))
 
 

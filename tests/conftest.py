@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,11 @@ __all__ = ["s3", "s3_server"]  # fixtures
 CHECKOUT = Path(__file__).resolve().parent.parent
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 InlineCommandLine = Callable[..., Result]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A shell that starts a command in the background has it ignore Ctrl-C, and all its children; some tests send it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -76,7 +76,7 @@ def collect(store: Store, *, purge: bool = False, older_than_s: float = DAY_S, d
         plan: files for plan, files in begun.items() if files and min(age_s(store, name) for name in files) >= older_than_s
     }
     victims = [
-        *(name for files in abandoned.values() for name in files),
+        *chain.from_iterable(abandoned.values()),
         *leftovers(store, finished, keep | doomed, older_than_s),
         *sorted(doomed, key=lambda name: name.startswith("manifests/")),
     ]
@@ -86,8 +86,8 @@ def collect(store: Store, *, purge: bool = False, older_than_s: float = DAY_S, d
             store.remove(name)
         for plan in (finished | abandoned.keys()) & set(store.folders(STAGING)):
             store.remove_folder(f"{STAGING}/{plan}")
-        for folder in (f"{folder}/{plan}" for folder in PLAN_FOLDERS for plan in abandoned):
-            store.remove_folder(folder)
+        for plan in abandoned:
+            discard(store, plan)
     redacted = sum(redact(store, history.live[0], plan, dry_run) for plan in history.current.plan_ids) if purge else 0
     unfinished = tuple(plan for plan in plan_ids(store) if plan not in finished and plan not in abandoned)
     revoked = tuple(generation.manifest.generation for generation in older)
@@ -102,6 +102,14 @@ def unfinished_plans(store: Store, finished: Collection[str]) -> list[str]:
 def files_of_plan(store: Store, plan: str) -> list[str]:
     """First the records of what is done: without them the plan's ingest does its shards anew, whatever else is gone."""
     return [name for folder in (STAGING, *PLAN_FOLDERS) for name in store.names(f"{folder}/{plan}")]
+
+
+def discard(store: Store, plan: str) -> None:
+    """Remove a plan that no generation has, and all that was done of it."""
+    for name in files_of_plan(store, plan):
+        store.remove(name)
+    for folder in (STAGING, *PLAN_FOLDERS):
+        store.remove_folder(f"{folder}/{plan}")
 
 
 def age_s(store: Store, name: str) -> float:

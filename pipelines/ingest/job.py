@@ -21,6 +21,8 @@ from typing import Any
 import ray.data
 
 from sightline.pipelines.corpus.commit import commit_plan
+from sightline.pipelines.corpus.gc import discard
+from sightline.pipelines.corpus.manifest import read_manifest
 from sightline.pipelines.corpus.plan import Plan
 from sightline.pipelines.corpus.shards import ShardRecord, done_records
 from sightline.pipelines.corpus.store import Store
@@ -76,6 +78,9 @@ def run(prepared: Prepared, progress: Watch | None = None) -> IngestReport:
     for record in build_all(prepared, todo):
         records[record.index] = record
         watch(progress_of(plan, records, inherited, time.monotonic() - begun))
+    if prepared.change == "retry" and not any(record.rows for record in records.values()):
+        discard(store, plan.plan_id)  # a generation that says nothing new would be another root each time
+        return IngestReport.of(read_manifest(store))
     seconds = time.monotonic() - begun
     facts = {
         "python": platform.python_version(),

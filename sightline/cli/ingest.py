@@ -94,7 +94,10 @@ def complete(prepared: Prepared | IngestReport, address: str | None, cpus: int |
     from sightline.pipelines.ingest.job import run
 
     with ray_session(address or settings.ray_address(), num_cpus=cpus, debug=settings.debug()), ingest_bar() as progress:
-        return run(prepared, progress)
+        report = run(prepared, progress)
+    if report.generation == prepared.onto:
+        output.log.print("none of them could be taken; the corpus is as it was")
+    return report
 
 
 def show(report: IngestReport, dest: str, json: bool) -> None:

@@ -26,6 +26,9 @@ def train(
     strategy: Annotated[
         Literal["auto", "ddp", "fsdp", "hsdp"], typer.Option(help="How weights lie on the workers; auto goes by memory.")
     ] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what the run would be: parameters, memory, arithmetic.")
+    ] = False,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; without it a local Ray is started.")] = None,
     json: Json = False,
 ) -> None:
@@ -37,6 +40,7 @@ def train(
     \b
     Example:
       sightline train clip_demo corpus=corpora/sample --workers 2
+      sightline train clip_vit_b16 corpus=corpora/photos global_batch=4096 --workers 8 --gpus --dry-run
       sightline train clip_small corpus=corpora/photos filters=big,nodup
       sightline train lit_small corpus=corpora/flickr8k model.pretrained_image=deit_tiny.safetensors
       sightline train clip_vit_b32 corpus=/data/pairs steps=100000 global_batch=16384 --workers 32 --gpus --runs /data/runs
@@ -47,6 +51,12 @@ def train(
     from sightline.recipes import find_recipe
 
     spec = prepare(find_recipe(recipe), overrides or [], gpus=gpus)
+    if dry_run:
+        from sightline.pipelines.train.dry_run import plan_run
+
+        plan = asdict(plan_run(spec, workers))
+        emit(plan, json, facts(plan))
+        return
     log.print(f"run {spec.recipe}-{spec.run_id}: {spec.steps:,} steps of {spec.global_batch:,}, {spec.precision}")
     address = address or settings.ray_address()
     with ray_session(address, debug=settings.debug()):

@@ -66,6 +66,11 @@ def test_urls_become_rows_or_reasons_and_are_retried(site: tuple[Path, str], cli
     (answer,) = (each for each in read_answers(LocalStore(tmp_path / "corpus"), shard) if each.key == row.key)
     assert answer.url == row.source and answer.last_modified and answer.date
 
+    before = corpus.root, sorted(path.name for path in (tmp_path / "corpus").rglob("*"))
+    in_vain = cli("corpus", "retry", "corpus", "--code", "fetch/http_status", "--allow-loopback", "--json")
+    assert in_vain.returncode == 0 and "the corpus is as it was" in in_vain.stderr
+    assert (Corpus.open(tmp_path / "corpus").root, sorted(path.name for path in (tmp_path / "corpus").rglob("*"))) == before
+
     (folder / "absent.png").write_bytes(png(99))
     again = cli("corpus", "retry", "corpus", "--code", "fetch/http_status", "--allow-loopback", "--json")
     assert again.returncode == 0, again.stderr

@@ -1,0 +1,62 @@
+"""What a run would be, before anything of it is paid for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sightline.models.flops import cost
+from sightline.models.sharding import STATE_BYTES
+from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.train.spec import RunSpec, select_rows
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A resolved run in numbers.
+
+    Attributes:
+        run: its name.
+        rows, epochs: what is trained on, and how often.
+        pairs: samples in all.
+        parameters: of both towers.
+        state_bytes_ddp, state_bytes_fsdp: weights, gradients and optimizer state that each worker holds.
+        flops_per_pair, flops: of training; a locked image tower's single pass over the rows is in `flops` alone.
+    """
+
+    run: str
+    precision: str
+    workers: int
+    rows: int
+    steps: int
+    global_batch: int
+    epochs: float
+    pairs: int
+    parameters: int
+    state_bytes_ddp: int
+    state_bytes_fsdp: int
+    flops_per_pair: int
+    flops: int
+
+
+def plan_run(spec: RunSpec, workers: int) -> RunPlan:
+    """The numbers of a resolved run on so many workers."""
+    rows, _ = select_rows(Corpus.open(spec.data.corpus, spec.data.root), spec.data)
+    price = cost(spec.model)
+    pairs = spec.steps * spec.global_batch
+    once = 0 if price.image_trains else len(rows) * price.image
+    state = STATE_BYTES * price.parameters
+    return RunPlan(
+        run=f"{spec.recipe}-{spec.run_id}",
+        precision=spec.precision,
+        workers=workers,
+        rows=len(rows),
+        steps=spec.steps,
+        global_batch=spec.global_batch,
+        epochs=pairs / len(rows),
+        pairs=pairs,
+        parameters=price.parameters,
+        state_bytes_ddp=state,
+        state_bytes_fsdp=-(-state // workers),
+        flops_per_pair=price.training,
+        flops=pairs * price.training + once,
+    )

@@ -1,0 +1,35 @@
+"""FLOPs against the published profile of open_clip (twice the multiply-accumulates of a forward pass), and by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sightline.models.flops import cost
+from sightline.recipes import find_recipe
+
+
+@pytest.mark.parametrize(
+    ("recipe", "image", "text"),
+    [("clip_vit_b32", 8.82, 5.96), ("clip_vit_b16", 35.13, 5.96), ("clip_vit_l14", 162.03, 13.30)],
+)
+def test_the_towers_cost_what_open_clip_publishes(recipe: str, image: float, text: float) -> None:
+    """In GFLOPs, with the two decimals that the table has."""
+    found = cost(find_recipe(recipe).model)
+    assert found.image / 1e9 == pytest.approx(image, rel=1e-3) and found.text / 1e9 == pytest.approx(text, rel=1e-3)
+    assert found.training == 3 * (found.image + found.text)
+
+
+def test_a_small_tower_by_hand() -> None:
+    """64 px in patches of 8: 64 tokens and one for the class, four blocks of width 128, a projection to 128."""
+    tokens, width, layers = 65, 128, 4
+    patches = 2 * 64 * width * 3 * 8 * 8
+    block = 2 * tokens * width * (3 * width + width + 8 * width) + 2 * 2 * tokens * tokens * width
+    assert cost(find_recipe("clip_small").model).image == patches + layers * block + 2 * width * 128
+
+
+def test_a_locked_tower_costs_nothing_in_a_step() -> None:
+    model = find_recipe("lit_small").model
+    assert cost(model).training == 3 * cost(model).text
+    assert cost(replace(model, lock_image=False)).training == 3 * (cost(model).text + cost(model).image)
