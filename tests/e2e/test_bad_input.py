@@ -21,6 +21,7 @@ MISTAKES = {
     "a missing folder": (["ingest", "no-such-folder", "out"], "no-such-folder"),
     "a destination that is a file": (["ingest", "digits", "a-file"], "a-file is a file; give a folder"),
     "no CPUs": (["ingest", "digits", "out", "--cpus", "0"], "--cpus"),
+    "no rows in a shard": (["ingest", "digits", "out", "--shard-rows", "0"], "--shard-rows"),
     "a limit above Pillow's": (["ingest", "digits", "out", "--max-megapixels", "500"], "--max-megapixels"),
     "no time to download": (["ingest", "digits", "out", "--timeout", "-3"], "--timeout"),
     "an unknown recipe": (["train", "no_such_recipe", "corpus={corpus}"], "choose clip_demo, clip_small, lit_small"),

@@ -361,7 +361,6 @@ def test_the_command_prints_its_result_as_json(cli: Callable[..., Any], tmp_path
         (["source", "corpus", "--kind", "tar"], "choose from corpus, webdataset"),
         (["source", "source/corpus"], "lies in the source"),
         (["source", "nowhere://bucket/corpus"], "no file system is known"),
-        (["source", "corpus", "--shard-rows", "0"], "'--shard-rows'"),
     ],
 )
 def test_a_mistake_costs_one_line_and_status_2(cli: Callable[..., Any], tmp_path: Path, arguments: list[str], words: str) -> None:
