@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## the main job, from images and captions to a served model (8 minutes on two cores)
 	$(BIN)/sightline demo
 
-test: $(STAMP) ## all tests (12 minutes on two cores)
+test: $(STAMP) ## all tests (13 minutes on two cores)
 	$(BIN)/pytest
 
 bench: $(STAMP) ## our figures beside the peers', on CORPUS=... and PHOTOS=..., written to BENCHMARKS.md (an hour)

@@ -211,7 +211,7 @@ def report(times: dict[str, list[tuple[float, float]]], files: int, runs: int, w
     body = f"""`python -m benchmarks.ingest_vs_img2dataset PHOTOS`: {files:,} JPEG files to a shorter side of {SIDE} pixels, quality
 {QUALITY}, {workers} processes, medians of {runs} runs that took turns; {versions}. "Work" leaves out the start of processes:
 it is from the first shard's beginning to the commit (of img2dataset: to the last shard's end); "command" is all that one waits for.
-The bare loop hashes and writes nothing; of what Sightline does beside it, three SHA-256 of each image are the largest part.
+The bare loop hashes and writes nothing.
 img2dataset scales down by area, which is cheaper than the antialiased bicubic kernel of the other two.
 
 """

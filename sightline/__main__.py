@@ -18,8 +18,8 @@ def main() -> None:
         status: int | str | None = 0
     except SystemExit as end:
         status = end.code
-    # Everything is closed by now. Ray's and Arrow's C++ threads may still run, and once in a while one aborts the process while the
-    # interpreter takes itself apart: a finished ingest then ended with SIGABRT.
+    # Everything is closed by now. Rarely, a command that had done and said all ended with SIGABRT all the same. Why is not known; the
+    # libraries' C++ threads, which outlive Ray's shutdown, are a guess, and leaving here keeps the interpreter's own end out of it.
     with suppress(BrokenPipeError):
         sys.stdout.flush()
         sys.stderr.flush()
