@@ -18,8 +18,8 @@ def main() -> None:
         status: int | str | None = 0
     except SystemExit as end:
         status = end.code
-    # Everything is closed by now. Rarely, a command that had done and said all ended with SIGABRT all the same. Why is not known; the
-    # libraries' C++ threads, which outlive Ray's shutdown, are a guess, and leaving here keeps the interpreter's own end out of it.
+    # Everything is closed by now. Rarely, a command that had done and said all still ended with SIGABRT. Why is not known; the C++
+    # threads of libraries, which outlive Ray's shutdown, are a guess. Leaving here keeps the interpreter's own end out of it.
     with suppress(BrokenPipeError):
         sys.stdout.flush()
         sys.stderr.flush()
