@@ -225,9 +225,10 @@ def test_what_cannot_be_read_costs_one_error_row_each(ray_local: None, tmp_path:
     report = job.ingest(source, tmp_path / "corpus", IngestOptions(shard_rows=64))
     files = [path for path in source.rglob("*") if path.is_file()]
     assert report.seen == len(files) == report.kept + report.filtered + report.errors
-    assert report.filtered == 1
     errors = [row for path in (tmp_path / "corpus/errors").rglob("*.parquet") for row in pq.read_table(path).to_pylist()]
     assert Counter(f"{row['stage']}/{row['code']}" for row in errors) == report.rejected_by_code
+    no_pictures = {row["key"] for row in errors if row["stage"] == "filter"}
+    assert no_pictures == {"odd/Thumbs.db", "hostile/index.csv", "odd/index.csv"} and report.filtered == len(no_pictures)
     corpus = Corpus.open(tmp_path / "corpus")
     kept = set(corpus.sidecar(["key"]).column("key").to_pylist())
     assert kept | {row["key"] for row in errors} == {path.relative_to(source).as_posix() for path in files}

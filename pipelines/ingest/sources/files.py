@@ -21,7 +21,7 @@ SIDECAR_FILES = frozenset({"thumbs.db", ".ds_store", "desktop.ini", "ehthumbs.db
 SIDECAR_FOLDERS = frozenset({"__macosx", ".git", ".ipynb_checkpoints"})
 # Names that end like this are no pictures, whatever the bytes. Other unknown endings are an input, for the bytes decide.
 NO_PICTURES = frozenset(
-    {"csv", "doc", "docx", "gz", "htm", "html", "json", "jsonl", "log", "md", "mp3", "mp4", "npy", "npz", "parquet", "pdf"}
+    {"csv", "doc", "docx", "htm", "html", "json", "jsonl", "log", "md", "mp3", "mp4", "npy", "npz", "parquet", "pdf"}
     | {"py", "rst", "sh", "tar", "tgz", "tsv", "txt", "url", "wav", "xml", "yaml", "yml", "zip"}
 )
 
