@@ -1,5 +1,6 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
+PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -22,7 +23,7 @@ demo: $(STAMP) ## the main job, from images and captions to a served model (8 mi
 	$(BIN)/sightline demo
 
 test: $(STAMP) ## all tests (13 minutes on two cores)
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(PROCESSES) --dist loadgroup
 
 bench: $(STAMP) ## our figures beside the peers', on CORPUS=... and PHOTOS=..., written to BENCHMARKS.md (an hour)
 	@test -n "$(CORPUS)" -a -n "$(PHOTOS)" || { echo 'make bench CORPUS=PATH PHOTOS=PATH: a corpus of photos with splits, as `sightline ingest` writes it, and a folder of .jpg files'; exit 2; }

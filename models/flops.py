@@ -15,6 +15,24 @@ from torch.utils.flop_counter import FlopCounterMode
 from sightline.models.towers import ModelConfig, build
 
 BACKWARD_PASSES = 2
+# Dense bf16 operations per second of one GPU (V100, T4: fp16), from its maker's data sheet; the first name that fits counts.
+PEAKS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "A10G": 70e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+
+
+def peak(device_name: str) -> float | None:
+    """The most operations per second that a GPU of that name does in bf16; None for one that is not in the table."""
+    return next((flops for name, flops in PEAKS.items() if name in device_name), None)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ weights fails loudly ("mixed Tensor and DTensor"). The logit scale and bias stay
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
 
 from sightline.models.towers import Towers
 
@@ -64,19 +66,22 @@ def make_mesh(strategy: Strategy, device_type: str, world: int, per_machine: int
 
 
 def blocks(towers: Towers) -> list[nn.Module]:
-    """The repeated blocks of both towers, outermost lists only, in order; a tower without any is one block itself."""
+    """The repeated blocks of each tower, outermost lists only, in order; a tower without any is one block itself."""
     found: list[nn.Module] = []
-    for tower in (towers.visual, towers.text):
-        own = _blocks_below(tower)
-        found += own or ([tower] if any(True for _ in tower.parameters()) else [])
+    for tower in towers.children():
+        names = block_names(tower)
+        found += [tower.get_submodule(name) for name in names] or ([tower] if any(True for _ in tower.parameters()) else [])
     return found
 
 
-def _blocks_below(module: nn.Module) -> list[nn.Module]:
+def block_names(module: nn.Module, prefix: str = "") -> list[str]:
+    """The repeated blocks below a module by their names: those of the first list on each way down."""
+    found: list[str] = []
     for name, child in module.named_children():
         if name in BLOCK_LISTS and isinstance(child, (nn.ModuleList, nn.Sequential)):
-            return list(child)
-    return [block for child in module.children() for block in _blocks_below(child)]
+            return [f"{prefix}{name}.{own}" for own, _ in child.named_children()]
+        found += block_names(child, f"{prefix}{name}.")
+    return found
 
 
 def replicated(towers: Towers) -> list[nn.Parameter]:
@@ -84,10 +89,20 @@ def replicated(towers: Towers) -> list[nn.Parameter]:
     return [p for name, p in towers.named_parameters() if name in REPLICATED]
 
 
-def shard(towers: Towers, mesh: DeviceMesh, *, bf16: bool) -> Towers:
-    """Shard the towers in place over the mesh; with bf16 the blocks compute in bf16 and gradients are reduced in fp32."""
+def shard(towers: Towers, mesh: DeviceMesh, *, bf16: bool, recompute: bool = False, compiled: bool = False) -> Towers:
+    """Shard the towers in place over the mesh.
+
+    Args:
+        bf16: the blocks compute in bf16; gradients are reduced in fp32.
+        recompute: blocks keep no activations and compute them again in the backward pass, with the same random numbers.
+        compiled: each block goes through torch.compile.
+    """
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32) if bf16 else MixedPrecisionPolicy()
     for block in blocks(towers):
+        if recompute:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        if compiled:
+            block.compile()
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(towers, mesh=mesh, mp_policy=policy, ignored_params=set(replicated(towers)))
     return towers

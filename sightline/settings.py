@@ -13,3 +13,8 @@ def debug() -> bool:
 def ray_address() -> str | None:
     """RAY_ADDRESS, as Ray's job server sets it for the commands that it runs; None: start a local Ray."""
     return os.environ.get("RAY_ADDRESS") or None
+
+
+def torchrun_rank() -> int:
+    """RANK, as torchrun sets it for the processes that it starts; 0 for a process of its own."""
+    return int(os.environ.get("RANK") or 0)

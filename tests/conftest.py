@@ -32,10 +32,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whoever asks for the session's Ray carries its marker: `pytest -m "not ray"` runs without a cluster."""
+    """Whoever asks for the session's Ray carries its marker: `pytest -m "not ray"` runs without a cluster.
+
+    Where tests run in several processes, all of these run in one, so that there is one Ray; others stay together by file.
+    """
     for item in items:
-        if "ray_local" in getattr(item, "fixturenames", ()):
+        uses_ray = "ray_local" in getattr(item, "fixturenames", ())
+        if uses_ray:
             item.add_marker(pytest.mark.ray)
+        item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else item.path.name))
 
 
 @pytest.fixture(scope="session")

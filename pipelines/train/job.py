@@ -2,47 +2,42 @@
 
 Each worker opens the corpus by itself and runs `loop.train`. Checkpoints are the loop's own, with their own marker of
 completeness: a restarted worker, and the same command given again, both go on from the newest complete one. Steps are
-reported through a small actor, because `ray.train.report` is a barrier that takes seconds.
+reported through a small actor, because `ray.train.report` is a barrier that takes seconds. For the same reason checkpoints are not
+evaluated by Ray Train's validation, which needs such a report: the driver finds complete ones and gives each to a Ray task.
 """
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import torch
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sightline.models.artifact import DESCRIPTION, describe
+from sightline.models.artifact import DESCRIPTION
 from sightline.pipelines.corpus.reader import Corpus
-from sightline.pipelines.train.checkpoints import newest, write_atomically
-from sightline.pipelines.train.loop import Step, train
+from sightline.pipelines.train.checkpoints import Place, newest, prune, write_atomically
+from sightline.pipelines.train.loop import Hooks, train
+from sightline.pipelines.train.metrics import record
+from sightline.pipelines.train.rank import Step
+from sightline.pipelines.train.report import TrainReport, report_on
 from sightline.pipelines.train.spec import Launch, RunSpec, canonical_json, from_json
+from sightline.pipelines.train.validate import validate, waiting
 
 POLL_S = 0.5
+NOTICE_EVERY = 10  # steps between two questions to Ray whether a machine is about to go
+LOOK_S = 5.0  # between two looks for checkpoints that were not evaluated yet
+RESIZE_LOOK_S = 30.0  # between two looks for room for more workers; a change costs a restart
 # A lost peer is noticed at once; a hung one only by this. Ray's default of 1,800 s would leave a cluster idle for half an hour.
 COLLECTIVE_TIMEOUT_S = 300
-
-
-@dataclass(frozen=True)
-class TrainReport:
-    """What a run came to. `samples_per_s` is the median over this call's steps; None where it had none left to do."""
-
-    artifact: Path
-    run_id: str
-    steps: int
-    resumed_from: int
-    final_loss: float
-    samples_per_s: float | None
 
 
 @dataclass(frozen=True)
@@ -88,22 +83,14 @@ def run(
             "or a larger global_batch"
         )
     artifact = launch.run_dir / "artifact"
-    start = newest(launch.run_dir / "checkpoints", spec.run_id)
+    start = newest(launch.saved_at, spec.run_id)
     first = start.step if start else 0
     steps: list[Step] = []
     if not (artifact / DESCRIPTION).is_file():
         launch.run_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(launch.run_dir / "run.json", canonical_json(asdict(spec)) + "\n")
         steps = _fit(spec, launch, show, say)
-    rates = sorted(step.samples_per_s for step in steps)
-    return TrainReport(
-        artifact=artifact,
-        run_id=spec.run_id,
-        steps=spec.steps,
-        resumed_from=first,
-        final_loss=float(describe(artifact).provenance["final_loss"]),
-        samples_per_s=rates[len(rates) // 2] if rates else None,
-    )
+    return report_on(spec, launch, first, steps)
 
 
 def _fit(spec: RunSpec, launch: Launch, show: Callable[[Step], None], say: Callable[[str], None]) -> list[Step]:
@@ -125,12 +112,37 @@ def _fit(spec: RunSpec, launch: Launch, show: Callable[[Step], None], say: Calla
         while not finished.wait(POLL_S):
             pull()
 
-    trainer = TorchTrainer(
+    threads = [threading.Thread(target=watch, daemon=True, name="training-progress")]
+    if launch.evaluate:
+        threads.append(threading.Thread(target=_evaluate, args=(spec, launch, finished, say), daemon=True, name="evaluation"))
+    for thread in threads:
+        thread.start()
+    try:
+        _trainer(spec, launch, progress).fit()
+    except TrainingFailedError as error:
+        raise _as_the_users(error) from error
+    finally:
+        finished.set()
+        for thread in threads:
+            thread.join()
+    pull()
+    ray.kill(progress)
+    for news in seen:
+        if isinstance(news, Stopped):
+            raise ValueError(news.why)
+    return [news for news in seen if isinstance(news, Step)]
+
+
+def _trainer(spec: RunSpec, launch: Launch, progress: Any) -> TorchTrainer:
+    """Ray Train's knobs, once."""
+    elastic = launch.min_workers is not None and launch.min_workers < launch.workers
+    return TorchTrainer(
         _worker,
         train_loop_config={"spec": canonical_json(asdict(spec)), "launch": launch, "progress": progress},
         torch_config=TorchConfig(backend="nccl" if launch.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(
-            num_workers=launch.workers,
+            num_workers=(launch.min_workers, launch.workers) if elastic else launch.workers,
+            elastic_resize_monitor_interval_s=RESIZE_LOOK_S,
             use_gpu=launch.gpus,
             resources_per_worker={"CPU": launch.threads} | ({"GPU": 1} if launch.gpus else {}),
         ),
@@ -140,21 +152,28 @@ def _fit(spec: RunSpec, launch: Launch, show: Callable[[Step], None], say: Calla
             failure_config=FailureConfig(max_failures=launch.retries),
         ),
     )
-    watcher = threading.Thread(target=watch, daemon=True, name="training-progress")
-    watcher.start()
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        raise _as_the_users(error) from error
-    finally:
-        finished.set()
-        watcher.join()
-    pull()
-    ray.kill(progress)
-    for news in seen:
-        if isinstance(news, Stopped):
-            raise ValueError(news.why)
-    return [news for news in seen if isinstance(news, Step)]
+
+
+def _evaluate(spec: RunSpec, launch: Launch, finished: threading.Event, say: Callable[[str], None]) -> None:
+    """Give every complete checkpoint to a Ray task, one at a time; after the training, those that are left."""
+    task = ray.remote(num_cpus=1, num_gpus=0, max_retries=1)(validate)
+    while True:
+        ended = finished.wait(LOOK_S)
+        for checkpoint in waiting(spec, launch):
+            try:
+                metrics = ray.get(task.remote(spec, launch, checkpoint))
+            except RayError as error:
+                say(f"step {checkpoint.step:,} could not be evaluated, training goes on: {str(error).strip().splitlines()[-1]}")
+                return
+            say(f"step {checkpoint.step:,} on {launch.evaluate}: {summary(metrics)}")
+        if ended:
+            prune(Place(launch.saved_at), launch.keep, launch.keep_best)
+            return
+
+
+def summary(metrics: Mapping[str, float]) -> str:
+    """The figures that are shares, in one line."""
+    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if isinstance(value, float))
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -164,18 +183,33 @@ def _worker(config: dict[str, Any]) -> None:
         # One process a worker: share the CPUs that Ray gave out rather than fight for all of them.
         torch.set_num_threads(launch.threads)
     corpus = Corpus.open(spec.data.corpus, spec.data.root)
-    # Line-buffered, so that a killed run keeps its steps. A resumed run repeats those after its checkpoint, with the same numbers.
-    with (launch.run_dir / "metrics.jsonl").open("a", buffering=1) as metrics:
+    with record(spec, launch) as write:
 
         def report(step: Step) -> None:
-            metrics.write(json.dumps(asdict(step)) + "\n")
+            write(step)
             progress.push.remote(step)
 
+        hooks = Hooks(report, progress.push.remote, preemption())
         try:
-            train(spec, launch, corpus, report, progress.push.remote)
+            train(spec, launch, corpus, hooks)
         except FloatingPointError as error:  # on all ranks at once, and again in every attempt: nothing to retry
             ray.get(progress.push.remote(Stopped(str(error))))
     ray.train.report({"steps": spec.steps})
+
+
+def preemption() -> Callable[[], bool]:
+    """Whether Ray is about to take away one of the workers' machines. All ranks call it equally often, as Ray Train demands of the
+    question, which is a round trip; so most calls repeat the last answer."""
+    calls, leaving = 0, False
+
+    def ask() -> bool:
+        nonlocal calls, leaving
+        calls += 1
+        if calls % NOTICE_EVERY == 0:
+            leaving = ray.train.get_preemption_info() is not None
+        return leaving
+
+    return ask
 
 
 def _as_the_users(error: TrainingFailedError) -> Exception:

@@ -27,6 +27,7 @@ from sightline.models.sharding import Strategy
 from sightline.models.towers import ModelConfig
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.view import select_view
+from sightline.pipelines.train.optim import OptimConfig
 
 
 @dataclass(frozen=True)
@@ -46,20 +47,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class OptimConfig:
-    """AdamW (Loshchilov and Hutter 2019) with linear warm-up and cosine decay to zero; gains, biases and open_clip's
-    embeddings of position do not decay."""
-
-    lr: float = 1e-3
-    warmup_steps: int = 30
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.98
-    eps: float = 1e-6
-    clip_norm: float | None = 1.0
-
-
-@dataclass(frozen=True)
 class RunSpec:
     """Everything that decides a run's numbers.
 
@@ -67,6 +54,7 @@ class RunSpec:
         steps: optimizer steps in all.
         global_batch: pairs a step, over all workers.
         precision: `auto` is bf16 where the device has it and fp32 elsewhere; resolved before the run is named.
+        compiled: each block goes through torch.compile, which rounds otherwise.
     """
 
     recipe: str
@@ -78,6 +66,7 @@ class RunSpec:
     global_batch: int
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compiled: bool = False
 
     @property
     def run_id(self) -> str:
@@ -99,24 +88,45 @@ class Launch:
     """Where and how a run executes; none of it changes a number.
 
     Attributes:
-        run_dir: the folder of checkpoints, metrics and the artifact; every worker sees it.
-        workers: processes, one a GPU or one a group of CPU threads.
+        run_dir: the folder of metrics and the artifact; every worker sees it.
+        workers: processes, one a GPU or one a group of CPU threads; the most there are, where `min_workers` is less.
+        min_workers: the run goes on with so few, and grows again when there is room; None: always `workers`.
         threads: CPU threads a worker; on the CPU they compute, beside a GPU they load data.
         checkpoint_every: steps between checkpoints.
+        checkpoints: where they go, a path or an fsspec URL; "" for a folder in `run_dir`.
+        keep: how many of the newest checkpoints stay.
+        evaluate: the split that each checkpoint is evaluated on beside the training; "" for none.
+        keep_best: the metric whose best checkpoint stays too; "" for none.
         gpus: whether each worker has a GPU.
         retries: how often lost workers are started again.
-        at_once: pairs that a worker's towers take together; more are cut into parts (GradCache). None: all.
+        at_once: samples that a worker's towers take together; more are cut into parts (GradCache). None: all.
+        recompute: drop the blocks' activations and compute them again in the backward pass: less memory, a third more arithmetic.
         strategy: how weights lie on the workers, see `models/sharding.py`; `auto` goes by the memory that they need.
+        profile: the first and the last step of a trace by torch's profiler, in `run_dir/profile`; None for none.
+        track: who else gets the figures of each step.
     """
 
     run_dir: Path
     workers: int = 1
+    min_workers: int | None = None
     threads: int = 1
     checkpoint_every: int = 200
+    checkpoints: str = ""
+    keep: int = 2
+    evaluate: str = ""
+    keep_best: str = ""
     gpus: bool = False
     retries: int = 3
     at_once: int | None = None
+    recompute: bool = False
     strategy: Strategy | Literal["auto"] = "auto"
+    profile: tuple[int, int] | None = None
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+
+    @property
+    def saved_at(self) -> str:
+        """Where the checkpoints lie."""
+        return self.checkpoints or str(self.run_dir / "checkpoints")
 
 
 def canonical_json(value: Any) -> str:
@@ -149,6 +159,10 @@ def check_ranges(spec: RunSpec) -> None:
             raise ValueError(f"{name}={value}; give at least 1")
     if not (isfinite(spec.optim.lr) and spec.optim.lr > 0):
         raise ValueError(f"optim.lr={spec.optim.lr}; give a positive number")
+    optim = spec.optim
+    for name, low, high in (("cooldown", 0, 1), ("layer_decay", 0, 1), ("ema", 0, 0.999999)):
+        if not low <= getattr(optim, name) <= high:
+            raise ValueError(f"optim.{name}={getattr(optim, name)}; give a number from {low} to {high}")
     if (spec.objective.loss == "sigmoid") != (spec.model.init_logit_bias is not None):
         raise ValueError(
             f"objective.loss={spec.objective.loss} and model.init_logit_bias={spec.model.init_logit_bias} do not go together; "

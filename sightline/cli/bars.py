@@ -13,14 +13,14 @@ from sightline.cli.output import log
 
 if TYPE_CHECKING:
     from sightline.pipelines.ingest.report import Progress as IngestProgress
-    from sightline.pipelines.train.loop import Step
+    from sightline.pipelines.train.rank import Step
 
 LOG_EVERY_S = 15.0
 
 
 @contextmanager
 def training_bar(steps: int) -> Iterator[Callable[[Step], None]]:
-    """A function to call with every step done: shows loss, samples/s and the time left."""
+    """A function to call with every step done: shows loss, lr, samples/s, the wait for data, MFU and the time left."""
     columns = (
         TextColumn("train"),
         BarColumn(),
@@ -34,7 +34,9 @@ def training_bar(steps: int) -> Iterator[Callable[[Step], None]]:
 
         def show(step: Step) -> None:
             nonlocal last_line
-            text = f"loss {step.loss:.3f}  {step.samples_per_s:,.0f} samples/s"
+            waited = step.seconds["data"] / sum(step.seconds.values())
+            text = f"loss {step.loss:.3f}  lr {step.lr:.1e}  {step.samples_per_s:,.0f} samples/s  data wait {waited:.0%}"
+            text += f"  MFU {step.mfu:.0%}" if step.mfu is not None else ""
             progress.update(task, completed=step.step, description=text)
             if not log.is_terminal and (time.monotonic() - last_line > LOG_EVERY_S or step.step == steps):
                 last_line = time.monotonic()

@@ -12,7 +12,8 @@ from sightline.models.objectives import Contrastive
 from sightline.models.preprocess import Preprocess
 from sightline.models.towers import ModelConfig
 from sightline.models.zeroshot import PHOTO_TEMPLATES
-from sightline.pipelines.train.spec import DataConfig, OptimConfig, RunSpec
+from sightline.pipelines.train.optim import OptimConfig
+from sightline.pipelines.train.spec import DataConfig, RunSpec
 
 GLOBAL_BATCH = 32_768
 SAMPLES_SEEN = 12_800_000_000

@@ -8,7 +8,8 @@ from sightline.models.augment import Augment
 from sightline.models.objectives import Contrastive
 from sightline.models.preprocess import Preprocess
 from sightline.models.towers import ModelConfig
-from sightline.pipelines.train.spec import DataConfig, OptimConfig, RunSpec
+from sightline.pipelines.train.optim import OptimConfig
+from sightline.pipelines.train.spec import DataConfig, RunSpec
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -9,7 +9,8 @@ from sightline.models.objectives import Contrastive
 from sightline.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from sightline.models.towers import ModelConfig
 from sightline.models.zeroshot import PHOTO_TEMPLATES
-from sightline.pipelines.train.spec import DataConfig, OptimConfig, RunSpec
+from sightline.pipelines.train.optim import OptimConfig
+from sightline.pipelines.train.spec import DataConfig, RunSpec
 
 
 def clip_small() -> RunSpec:

@@ -16,7 +16,8 @@ from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.feed.ledger import replay
 from sightline.pipelines.feed.order import rows_at
 from sightline.pipelines.train import checkpoints
-from sightline.pipelines.train.loop import Step, train
+from sightline.pipelines.train.loop import Hooks, train
+from sightline.pipelines.train.rank import Step
 from sightline.pipelines.train.spec import Launch, RunSpec, resolve
 from sightline.recipes import find_recipe
 from tests.processes import on_ranks
@@ -45,7 +46,7 @@ def run(spec: RunSpec, launch: Launch, stop_after: int | None = None) -> list[St
             raise InterruptedRunError
 
     try:
-        return train(spec, launch, Corpus.open(spec.data.corpus, spec.data.root), report)
+        return train(spec, launch, Corpus.open(spec.data.corpus, spec.data.root), Hooks(report))
     except InterruptedRunError:
         return []
 
@@ -128,23 +129,3 @@ def test_a_worker_without_a_row_is_refused(digits: Corpus, tmp_path: Path) -> No
     spec = replace(spec_for(digits), global_batch=1)
     messages = on_ranks(2, tmp_path / "r", refused, spec, Launch(tmp_path / "run"))
     assert all("gives 2 workers nothing to do; give at most 1" in message for message in messages)
-
-
-def test_checkpoints_without_their_marker_do_not_count(tmp_path: Path) -> None:
-    def write(step: int, name: str, run_id: str = "run", size: int = 3) -> Path:
-        folder = tmp_path / f"step-{step:08d}-{name}"
-        folder.mkdir()
-        (folder / "data").write_bytes(b"abc")
-        (folder / checkpoints.MARKER).write_text(
-            json.dumps({"step": step, "loss": 0.5, "read": "00", "run_id": run_id, "files": {"data": size}})
-        )
-        return folder
-
-    good = write(10, "a")
-    write(40, "b", run_id="another run")
-    write(30, "c", size=4)  # cut short
-    (write(50, "e") / "data").unlink()  # half removed
-    (write(20, "d") / checkpoints.MARKER).unlink()
-    found = checkpoints.newest(tmp_path, "run")
-    assert found is not None and (found.path, found.step) == (good, 10)
-    assert checkpoints.newest(tmp_path / "absent", "run") is None
