@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,6 +76,7 @@ def run(
 
     Raises:
         ValueError: what the spec asks for cannot be done (the message of the worker that found out).
+        ConnectionError: Ray itself was lost; the checkpoints stay.
         RuntimeError: training failed for another reason; the checkpoints stay.
     """
     if spec.global_batch < launch.workers:
@@ -109,8 +111,9 @@ def _fit(spec: RunSpec, launch: Launch, show: Callable[[Step], None], say: Calla
                 show(news)
 
     def watch() -> None:
-        while not finished.wait(POLL_S):
-            pull()
+        with suppress(RayError):  # `fit` says it
+            while not finished.wait(POLL_S):
+                pull()
 
     threads = [threading.Thread(target=watch, daemon=True, name="training-progress")]
     if launch.evaluate:
@@ -121,6 +124,10 @@ def _fit(spec: RunSpec, launch: Launch, show: Callable[[Step], None], say: Calla
         _trainer(spec, launch, progress).fit()
     except TrainingFailedError as error:
         raise _as_the_users(error) from error
+    except RayError as error:
+        raise ConnectionError(
+            f"Ray was lost ({str(error).splitlines()[0]}); the checkpoints stay, and the same command goes on from the newest"
+        ) from error
     finally:
         finished.set()
         for thread in threads:

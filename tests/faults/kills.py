@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 DEADLINE_S = 120
 ORPHANS_S = 3
 VICTIMS = ("driver", "worker", "raylet")
+TITLES = {"worker": "ray::Map", "trainer": "ray::RayTrainWorker"}  # of Ray's processes, which show what they run
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def done_shards(corpus: Path) -> list[Path]:
 
 
 def victims_of(driver: int, victim: str) -> list[psutil.Process]:
-    """The processes that a kill may hit; a worker of Ray shows its task in its title."""
+    """The processes that a kill may hit."""
     if victim == "driver":
         return [psutil.Process(driver)]
     found = []
@@ -53,7 +57,7 @@ def victims_of(driver: int, victim: str) -> list[psutil.Process]:
             name = " ".join(process.cmdline())
         except psutil.Error:
             continue
-        if ("/raylet" in name.split(" ")[0]) if victim == "raylet" else name.startswith("ray::Map"):
+        if ("/raylet" in name.split(" ")[0]) if victim == "raylet" else name.startswith(TITLES[victim]):
             found.append(process)
     return found
 
@@ -85,10 +89,26 @@ def kill_and_finish(
     return Killed(len(finished), kept, survived, json.loads(output.splitlines()[-1])["root"])
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+def kill(driver: int, victim: str) -> None:
+    """Kill the first process of that kind below the driver."""
+    victims_of(driver, victim)[0].send_signal(signal.SIGKILL)
+
+
+def end_all(process: subprocess.Popen[str]) -> None:
+    """Kill a command and everything that it started: Ray's own processes take up to a minute to see that their driver is gone."""
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
     """Until the condition holds; the process must neither end before nor take longer than the deadline."""
     end = time.monotonic() + DEADLINE_S
     while not condition():
-        assert process.poll() is None, f"the process ended too early: {process.stderr.read().decode() if process.stderr else ''}"
+        assert process.poll() is None, f"the process ended too early: {process.stderr.read() if process.stderr else ''}"
         assert time.monotonic() < end, "the condition never came true"
         time.sleep(0.01)
