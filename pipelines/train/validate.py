@@ -39,7 +39,7 @@ def validate(spec: RunSpec, launch: Launch, checkpoint: Checkpoint) -> dict[str,
     corpus = Corpus.open(spec.data.corpus, spec.data.root)
     root, _, folder = checkpoint.path.rpartition("/")
     place = Place(root)
-    metrics = evaluate(restore(spec, place, folder), corpus, launch.evaluate).metrics
+    metrics = evaluate(restore(spec, corpus, place, folder), corpus, launch.evaluate).metrics
     if launch.keep_best and launch.keep_best not in metrics:
         raise ValueError(f"there is no metric {launch.keep_best!r}; --keep-best may be {', '.join(sorted(metrics))}")
     place.publish(f"{folder}/{SCORES}", metrics)
@@ -48,7 +48,7 @@ def validate(spec: RunSpec, launch: Launch, checkpoint: Checkpoint) -> dict[str,
     return metrics
 
 
-def restore(spec: RunSpec, place: Place, folder: str) -> Clip:
+def restore(spec: RunSpec, corpus: Corpus, place: Place, folder: str) -> Clip:
     """The model of a checkpoint, whole in this process; its moving average, where the run keeps one."""
     torch.manual_seed(spec.seed)
     towers = build(spec.model)
@@ -70,4 +70,5 @@ def restore(spec: RunSpec, place: Place, folder: str) -> Clip:
         name=f"{spec.recipe}-{spec.run_id}/{folder}",
         revision=folder,
         templates=spec.model.templates,
+        classes=corpus.classes,
     )
