@@ -99,10 +99,10 @@ def shard(towers: Towers, mesh: DeviceMesh, *, bf16: bool, recompute: bool = Fal
     """
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32) if bf16 else MixedPrecisionPolicy()
     for block in blocks(towers):
-        if recompute:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if compiled:
-            block.compile()
+            block.forward = torch.compile(block.forward)
+        if recompute:  # outside: torch.compile would leave a block that checkpoints itself alone
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(towers, mesh=mesh, mp_policy=policy, ignored_params=set(replicated(towers)))
     return towers
