@@ -46,6 +46,7 @@ class Step:
     """What one optimizer step reports; the loss is the one over the global batch, `read` the ledger's link.
 
     Attributes:
+        workers: how many took it together.
         mfu: the model's arithmetic as a share of what the workers' GPUs could do; None where their peak is not known.
         seconds: where they went, see `clock.py`; they sum to the time since the step before.
     """
@@ -59,6 +60,7 @@ class Step:
     mfu: float | None
     seconds: Mapping[str, float]
     read: str
+    workers: int
 
 
 @dataclass
@@ -124,7 +126,7 @@ class Rank:
         seconds = clock.take()
         rate = spec.global_batch / sum(seconds.values())
         mfu = rate * self.flops / self.peak if self.peak else None
-        return Step(step + 1, loss, norm, lr, scale, rate, mfu, seconds, read)
+        return Step(step + 1, loss, norm, lr, scale, rate, mfu, seconds, read, len(self.share.counts))
 
     @cached_property
     def flops(self) -> int:
@@ -163,7 +165,7 @@ def set_up(spec: RunSpec, launch: Launch, corpus: Corpus, say: Callable[[str], N
     trunk = locked.detach_trunk(towers, spec.model)
     strategy, mesh, reason = placement(towers, launch.strategy, device)
     if share.rank == 0:
-        say(f"{strategy}: {reason}")
+        say(f"{len(share.counts)} worker{'s' * (len(share.counts) > 1)}, {strategy}: {reason}")
         if spec.global_batch % len(share.counts):
             say(
                 f"a global batch of {spec.global_batch} on {len(share.counts)} workers: some take one sample more, weighted exactly"

@@ -17,7 +17,7 @@ from tests.pipelines.test_loop import spec_for
 
 
 def a_step(number: int) -> Step:
-    return Step(number, 3.0 / number, 1.0, 1e-3, 10.0, 100.0, None, dict.fromkeys(PARTS, 0.01), f"{number:016x}")
+    return Step(number, 3.0 / number, 1.0, 1e-3, 10.0, 100.0, None, dict.fromkeys(PARTS, 0.01), f"{number:016x}", 1)
 
 
 @pytest.fixture
