@@ -3,7 +3,7 @@
     python -m benchmarks.checkpointing
 
 One process, fp32: weights and AdamW's moments of a ViT-B/32 CLIP, on the disk that temporary files are on. A step is a forward and
-a backward pass over a few pairs and the update. Held up is what `begin` and `copied` take; waiting is `begin` and `finish` in a row.
+a backward pass over a few pairs, and the update. Held up is what `begin` and `copied` take; waiting is `begin` and `finish`.
 """
 
 from __future__ import annotations

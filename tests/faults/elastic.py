@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 NOTICE_S = 30
+RAY = (sys.executable, "-m", "ray.scripts.scripts")
 
 
 def main(corpus_path: str, folder: str, steps: int) -> None:
@@ -46,27 +47,26 @@ def main(corpus_path: str, folder: str, steps: int) -> None:
         """What a provider does with a spot machine: a notice, and then it is gone."""
         order = ["drain-node", "--address", cluster.address, "--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
         more = ["--reason-message", "spot", "--deadline-remaining-seconds", str(NOTICE_S)]
-        subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *order, *more], check=True, capture_output=True)
+        subprocess.run([*RAY, *order, *more], check=True, capture_output=True)
         time.sleep(NOTICE_S)
         os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
 
-    events: list[threading.Thread] = []
-
-    def start(*calls: Any) -> None:
-        events.extend(threading.Thread(target=call) for call in calls)
-        for thread in events[-len(calls) :]:
-            thread.start()
+    threads = [threading.Thread(target=preempt, args=(machine,)) for machine in machines[:2]]
+    newcomers: list[subprocess.Popen[bytes]] = []
 
     def show(step: Any) -> None:
-        if step.step == 20 and not events:
-            start(lambda: preempt(machines[0]), lambda: preempt(machines[1]))
-        if len(events) == 2 and not any(thread.is_alive() for thread in events) and step.step > 40:
-            start(lambda: cluster.add_node(num_cpus=1, **agent))
+        if step.step == 20:
+            for thread in threads:
+                thread.start()
+        if step.workers == 2 and not newcomers:
+            options = ["--num-cpus", "1", "--dashboard-agent-listen-port", "0", "--block"]
+            newcomers.append(subprocess.Popen([*RAY, "start", "--address", cluster.address, *options], stdout=subprocess.DEVNULL))
 
     report = job.run(spec, launch, show, lambda line: (said.append(line), print(line, file=sys.stderr, flush=True))[0])
-    for thread in events:
-        thread.join()
-    print(json.dumps({"said": said, "events": len(events), "report": asdict(report) | {"artifact": str(report.artifact)}}))
+    for newcomer in newcomers:
+        newcomer.terminate()
+        newcomer.wait()
+    print(json.dumps({"said": said, "report": asdict(report) | {"artifact": str(report.artifact)}}))
     ray.shutdown()
     cluster.shutdown()
 

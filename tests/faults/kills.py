@@ -105,10 +105,10 @@ def end_all(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
-    """Until the condition holds; the process must neither end before nor take longer than the deadline."""
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any], *, may_end: bool = False) -> None:
+    """Until the condition holds; the process may not take longer than the deadline, nor end before unless it may."""
     end = time.monotonic() + DEADLINE_S
     while not condition():
-        assert process.poll() is None, f"the process ended too early: {process.stderr.read() if process.stderr else ''}"
+        assert may_end or process.poll() is None, f"the process ended too early: {process.stderr.read() if process.stderr else ''}"
         assert time.monotonic() < end, "the condition never came true"
         time.sleep(0.01)
