@@ -31,10 +31,13 @@ bench: $(STAMP) ## our figures beside the peers', on CORPUS=... and PHOTOS=..., 
 	$(BIN)/python -m benchmarks.corpus_scale
 	$(BIN)/python -m benchmarks.ingest_memory
 	$(BIN)/python -m benchmarks.losses
+	$(BIN)/python -m benchmarks.checkpointing
+	$(BIN)/python -m benchmarks.speed_vs_open_clip $(CORPUS)
 	$(BIN)/python -m benchmarks.clip_small_vs_open_clip $(CORPUS)
 
-campaign: $(STAMP) ## kills by the dozen (10 minutes), written to BENCHMARKS.md
+campaign: $(STAMP) ## kills by the dozen (half an hour), written to BENCHMARKS.md
 	$(BIN)/python -m benchmarks.campaign_ingest
+	$(BIN)/python -m benchmarks.campaign_train
 
 check: $(STAMP) ## ruff, mypy and import-linter
 	$(BIN)/ruff format --check .

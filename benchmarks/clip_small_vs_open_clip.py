@@ -72,6 +72,29 @@ def train_ours(corpus: str, steps: int, seed: int, folder: Path) -> Path:
 
 def train_peer(corpus: Corpus, spec: RunSpec, seed: int, folder: Path) -> Path:
     """open_clip_train.main on the same rows; its last checkpoint as a folder that open_clip (and `load_model`) reads."""
+    run_peer(corpus, spec, seed, folder, EPOCHS)
+    checkpoint = torch.load(folder / "logs" / "peer" / "checkpoints" / f"epoch_{EPOCHS}.pt", weights_only=False)
+    weights = {name.removeprefix("module."): tensor.contiguous() for name, tensor in checkpoint["state_dict"].items()}
+    (folder / "peer").mkdir()
+    save_file(weights, folder / "peer" / "open_clip_model.safetensors")
+    preprocess = asdict(spec.model.preprocess)
+    described = {"model_cfg": peer_config(spec), "preprocess_cfg": {"mean": preprocess["mean"], "std": preprocess["std"]}}
+    (folder / "peer" / "open_clip_config.json").write_text(json.dumps(described))
+    return folder / "peer"
+
+
+def peer_config(spec: RunSpec) -> dict[str, Any]:
+    """The model in open_clip's own words."""
+    return {
+        "embed_dim": spec.model.embed_dim,
+        "vision_cfg": dict(spec.model.vision),
+        "text_cfg": dict(spec.model.text),
+        "custom_text": True,
+    }
+
+
+def run_peer(corpus: Corpus, spec: RunSpec, seed: int, folder: Path, epochs: int, log_every: int = 100) -> None:
+    """open_clip_train.main with the same settings; its log and checkpoints are in `folder/logs/peer`."""
     table = folder / "train.csv"
     (folder / "images").mkdir()
     with table.open("w", newline="") as file:
@@ -81,14 +104,8 @@ def train_peer(corpus: Corpus, spec: RunSpec, seed: int, folder: Path) -> Path:
             image = folder / "images" / f"{row}.jpg"
             image.write_bytes(corpus.image(int(row)))
             writer.writerows([image, caption] for caption in corpus.captions(int(row)))
-    config: dict[str, Any] = {
-        "embed_dim": spec.model.embed_dim,
-        "vision_cfg": dict(spec.model.vision),
-        "text_cfg": dict(spec.model.text),
-        "custom_text": True,
-    }
     (folder / "configs").mkdir()
-    (folder / "configs" / "clip_small.json").write_text(json.dumps(config))
+    (folder / "configs" / "clip_small.json").write_text(json.dumps(peer_config(spec)))
     optim = spec.optim
     options = {
         "dataset-type": "csv",
@@ -101,7 +118,8 @@ def train_peer(corpus: Corpus, spec: RunSpec, seed: int, folder: Path) -> Path:
         "device": "cpu",
         "workers": 1,
         "batch-size": spec.global_batch,
-        "epochs": EPOCHS,
+        "epochs": epochs,
+        "log-every-n-steps": log_every,
         "lr": optim.lr,
         "beta1": optim.beta1,
         "beta2": optim.beta2,
@@ -126,15 +144,6 @@ def train_peer(corpus: Corpus, spec: RunSpec, seed: int, folder: Path) -> Path:
         stdout=sys.stderr,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
     )
-    checkpoint = torch.load(folder / "logs" / "peer" / "checkpoints" / f"epoch_{EPOCHS}.pt", weights_only=False)
-    weights = {name.removeprefix("module."): tensor.contiguous() for name, tensor in checkpoint["state_dict"].items()}
-    (folder / "peer").mkdir()
-    save_file(weights, folder / "peer" / "open_clip_model.safetensors")
-    preprocess = asdict(spec.model.preprocess)
-    (folder / "peer" / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": config, "preprocess_cfg": {"mean": preprocess["mean"], "std": preprocess["std"]}})
-    )
-    return folder / "peer"
 
 
 def report(corpus: Corpus, spec: RunSpec, steps: int, ours: list[dict[str, float]], peer: list[dict[str, float]]) -> None:

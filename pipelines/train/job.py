@@ -145,7 +145,7 @@ def _trainer(spec: RunSpec, launch: Launch, progress: Any) -> TorchTrainer:
     elastic = launch.min_workers is not None and launch.min_workers < launch.workers
     return TorchTrainer(
         _worker,
-        train_loop_config={"spec": canonical_json(asdict(spec)), "launch": launch, "progress": progress},
+        train_loop_config={"spec": canonical_json(asdict(spec)), "run_id": spec.run_id, "launch": launch, "progress": progress},
         torch_config=TorchConfig(backend="nccl" if launch.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(
             num_workers=(launch.min_workers, launch.workers) if elastic else launch.workers,
@@ -186,6 +186,8 @@ def summary(metrics: Mapping[str, float]) -> str:
 def _worker(config: dict[str, Any]) -> None:
     """One rank: what Ray Train calls."""
     spec, launch, progress = from_json(config["spec"]), config["launch"], config["progress"]
+    if spec.run_id != config["run_id"]:  # it would find no checkpoint of its own, and begin again
+        raise ValueError("this worker has another version of Sightline than the command; install the same one on every machine")
     if not launch.gpus:
         # One process a worker: share the CPUs that Ray gave out rather than fight for all of them.
         torch.set_num_threads(launch.threads)

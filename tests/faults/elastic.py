@@ -55,7 +55,7 @@ def main(corpus_path: str, folder: str, steps: int) -> None:
     newcomers: list[subprocess.Popen[bytes]] = []
 
     def show(step: Any) -> None:
-        if step.step == 20:
+        if step.step == 20 and threads[0].ident is None:
             for thread in threads:
                 thread.start()
         if step.workers == 2 and not newcomers:
