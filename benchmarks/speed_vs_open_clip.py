@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed_vs_open_clip CORPUS
 
-Both in one process on the CPU in fp32. Samples per second are the median over an epoch's steps without the first ten, each step from
+Both in one process on the CPU in fp32. Samples per second are the median over an epoch's steps without the first ten, each from
 the end of the one before to its own, waiting for data included.
 """
 
