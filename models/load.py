@@ -1,8 +1,13 @@
-"""One name, one model: an artifact of ours, a local open_clip folder, or one of open_clip's pretrained models."""
+"""One name, one model: an artifact of ours, a local open_clip folder, or one of open_clip's pretrained models.
+
+A folder that `sightline export --to open_clip` wrote keeps its artifact's name, prompt templates and classes, as long as the files
+are those that were exported.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -10,6 +15,7 @@ from safetensors.torch import save
 
 from sightline.models import artifact
 from sightline.models.clip import Clip
+from sightline.models.interchange.origin import origin
 from sightline.models.preprocess import Preprocess
 from sightline.models.towers import Towers
 from sightline.models.zeroshot import PHOTO_TEMPLATES
@@ -32,7 +38,7 @@ def load_model(name: str, device: str = "cpu") -> Clip:
     if (folder / "artifact" / artifact.DESCRIPTION).is_file():  # the folder of a run
         return artifact.load(folder / "artifact", device)
     if (folder / "open_clip_config.json").is_file():
-        return _open_clip(f"local-dir:{folder.resolve()}", None, folder.name, device)
+        return _as_exported(_open_clip(f"local-dir:{folder.resolve()}", None, folder.name, device), folder)
     if folder.exists():
         raise ValueError(f"{name} is no model: it has neither {artifact.DESCRIPTION} nor open_clip_config.json; {CHOICES}")
     if name.startswith("hf-hub:"):
@@ -64,6 +70,16 @@ def _open_clip(identifier: str, tag: str | None, name: str, device: str) -> Clip
         name=name,
         revision=_digest(towers),
         templates=PHOTO_TEMPLATES,
+    )
+
+
+def _as_exported(model: Clip, folder: Path) -> Clip:
+    """With what the artifact said beyond open_clip's own configuration, if the folder still holds what was exported."""
+    exported = origin(folder)
+    if exported is None:
+        return model
+    return replace(
+        model, name=exported["name"], templates=tuple(exported["model"]["templates"]), classes=tuple(exported["classes"])
     )
 
 

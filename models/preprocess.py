@@ -3,8 +3,10 @@
 An image served is an image trained: `Preprocess` travels inside the artifact, `pixels` is used for every image at evaluation and in
 serving, and training differs from it only by its declared augmentation (`augment.py`).
 
-Resampling is torch's antialiased bicubic kernel on uint8, which gives the same bytes on every x86-64 instruction set and is within
-a grey level of Pillow's bicubic. Legend: B batch, C channels, H W pixels, S the towers' input size.
+Sides are rounded as torchvision rounds them (the long one down, the margin to the nearest even), so that open_clip's transform
+crops the same pixels: one pixel off is up to 190 grey levels at an edge. Resampling is torch's antialiased bicubic kernel on
+uint8, which gives the same bytes on every x86-64 instruction set and is within a grey level of Pillow's bicubic. Legend: B batch, C
+channels, H W pixels, S the towers' input size.
 """
 
 from __future__ import annotations
@@ -45,10 +47,10 @@ class Preprocess:
         height, width = image_CHW.shape[-2:]
         if self.resize == "squash":
             return resample(image_CHW, self.size, self.size)
-        scale = self.size / min(height, width)
-        image_CHW = resample(image_CHW, max(self.size, round(height * scale)), max(self.size, round(width * scale)))
-        top, left = (image_CHW.shape[-2] - self.size) // 2, (image_CHW.shape[-1] - self.size) // 2
-        return image_CHW[:, top : top + self.size, left : left + self.size].contiguous()
+        short = min(height, width)
+        height, width = (int(self.size * side / short) for side in (height, width))
+        top, left = (round((side - self.size) / 2) for side in (height, width))
+        return resample(image_CHW, height, width)[:, top : top + self.size, left : left + self.size].contiguous()
 
     def normalise(self, image_BCHW: Tensor) -> Tensor:
         """float32 [B, 3, H, W] with the channels' mean and deviation taken out; the input is uint8."""

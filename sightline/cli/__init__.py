@@ -18,6 +18,7 @@ from sightline import __version__, settings
 from sightline.cli import corpus
 from sightline.cli.demo import demo
 from sightline.cli.evaluate import evaluate
+from sightline.cli.export import export
 from sightline.cli.ingest import ingest
 from sightline.cli.sample import sample
 from sightline.cli.serve import serve
@@ -25,7 +26,7 @@ from sightline.cli.submit import submit
 from sightline.cli.train import train
 from sightline.cli.verify import verify
 
-VERBS: tuple[Callable[..., None], ...] = (sample, ingest, train, verify, evaluate, serve, submit, demo)
+VERBS: tuple[Callable[..., None], ...] = (sample, ingest, train, verify, evaluate, export, serve, submit, demo)
 # What a person can mend with another argument, another file or another package. The rest is ours and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ModuleNotFoundError)
 
