@@ -31,6 +31,8 @@ bench: $(STAMP) ## our figures beside the peers', on CORPUS=... and PHOTOS=..., 
 	$(BIN)/python -m benchmarks.corpus_scale
 	$(BIN)/python -m benchmarks.ingest_memory
 	$(BIN)/python -m benchmarks.losses
+	$(BIN)/python -m benchmarks.grad_cache
+	$(BIN)/python -m benchmarks.feeding $(PHOTOS)
 	$(BIN)/python -m benchmarks.checkpointing
 	$(BIN)/python -m benchmarks.speed_vs_open_clip $(CORPUS)
 	$(BIN)/python -m benchmarks.clip_small_vs_open_clip $(CORPUS)

@@ -2,9 +2,10 @@
 
     artifact.json          configuration, preprocessing, tokenizer, classes, provenance, and the sha256 of the files below
     weights.safetensors    the towers
-    golden.safetensors     images, tokens and the embeddings that the trained model gave them
+    golden.safetensors     images, tokens and the embeddings that the trained model gave them (a classifier: logits, a predictor:
+                           losses)
 
-Loading re-hashes the files, rebuilds the towers, and recomputes the golden embeddings on the machine that will answer:
+Loading re-hashes the files, rebuilds the model, and recomputes the golden outputs on the machine that will answer:
 a replica whose numbers differ takes no traffic. `artifact.json` is written last, and the folder appears by one rename.
 """
 
@@ -24,14 +25,17 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sightline.models.classifier import TrainedClassifier
 from sightline.models.clip import Clip
+from sightline.models.predictive import Predictor, TrainedPredictor
 from sightline.models.preprocess import Preprocess
 from sightline.models.text import get_tokenizer
 from sightline.models.towers import ModelConfig, Towers, build
 
 FORMAT = "sightline-artifact/1"
 DESCRIPTION, WEIGHTS, GOLDEN = "artifact.json", "weights.safetensors", "golden.safetensors"
-# Largest difference in any component of a unit embedding: another CPU's fp32 kernels differ by about 1e-6, bf16 by about 1e-2.
+# Largest difference in any component of a unit vector (an embedding, or an image's logits): another CPU's fp32 kernels differ by
+# about 1e-6, bf16 by about 1e-2.
 GOLDEN_TOLERANCE = 1e-3
 
 
@@ -40,7 +44,8 @@ class Artifact:
     """What `artifact.json` says.
 
     Attributes:
-        classes: names of the corpus's classes, which zero-shot evaluation and the contrast of the dense readout use.
+        classes: names of the corpus's classes, which zero-shot evaluation and the contrast of the dense readout use; what a
+            classifier's logits stand for.
         provenance: corpus root, resolved run and its id, steps, final loss, versions.
         files: sha256 of each other file.
     """
@@ -64,14 +69,11 @@ def write(
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, staging / WEIGHTS)
-    towers = _towers(artifact.model, staging / WEIGHTS)
-    image_B3SS = golden_images(artifact.model.preprocess.size)
-    tokens_NT = get_tokenizer(artifact.model.tokenizer, artifact.model.context_length)(list(golden_texts))
-    image_BD, text_ND = _golden_embeddings(towers, artifact.model.preprocess, image_B3SS, tokens_NT)
-    save_file(
-        {"images": image_B3SS, "tokens": tokens_NT, "image_embeddings": image_BD, "text_embeddings": text_ND},
-        staging / GOLDEN,
-    )
+    golden = {"images": golden_images(artifact.model.preprocess.size)}
+    if not artifact.model.is_classifier:
+        golden["tokens"] = get_tokenizer(artifact.model.tokenizer, artifact.model.context_length)(list(golden_texts))
+    outputs = _golden_outputs(_towers(artifact.model, staging / WEIGHTS), artifact.model.preprocess, golden)
+    save_file(golden | outputs, staging / GOLDEN)
     files = {name: _sha256(staging / name) for name in (WEIGHTS, GOLDEN)}
     described = asdict(artifact) | {"files": files}
     (staging / DESCRIPTION).write_text(json.dumps(described, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -99,19 +101,44 @@ def describe(folder: Path) -> Artifact:
         preprocess = model.pop("preprocess")
         for name in ("mean", "std"):
             preprocess[name] = tuple(preprocess[name])
-        model["templates"] = tuple(model["templates"])
+        model["templates"], model["classes"] = tuple(model["templates"]), tuple(model.get("classes", ()))
         config = ModelConfig(preprocess=Preprocess(**preprocess), **model)
         return Artifact(**(fields | {"model": config, "classes": tuple(fields["classes"])}))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); train again or copy the artifact again") from error
 
 
+def find(name: str) -> Path | None:
+    """The artifact of that path, or of the run there; None where there is neither."""
+    return next((folder for folder in (Path(name), Path(name) / "artifact") if (folder / DESCRIPTION).is_file()), None)
+
+
+Ready = Clip | TrainedClassifier | TrainedPredictor
+
+
 def load(folder: Path, device: str = "cpu") -> Clip:
-    """The model of an artifact, after its digests and its golden embeddings were checked.
+    """The dual encoder of an artifact, after its digests and its golden embeddings were checked.
 
     Raises:
         FileNotFoundError: the folder is no artifact.
-        ValueError: a file does not have its digest, or the golden embeddings differ on this machine.
+        ValueError: it is no dual encoder's, a file does not have its digest, or the golden embeddings differ on this machine.
+    """
+    loaded = load_any(folder, device)
+    if not isinstance(loaded, Clip):
+        what = "predicts captions" if isinstance(loaded, TrainedPredictor) else f"is a classifier of {len(loaded.classes)} classes"
+        raise ValueError(
+            f"{folder} {what} and has no embeddings of texts; `sightline evaluate` scores it, and whatever needs them takes an "
+            "artifact of a recipe such as clip_small"
+        )
+    return loaded
+
+
+def load_any(folder: Path, device: str = "cpu") -> Ready:
+    """The model of an artifact, whichever it is, after its digests and its golden outputs were checked.
+
+    Raises:
+        FileNotFoundError: the folder is no artifact.
+        ValueError: a file does not have its digest, or the golden outputs differ on this machine.
     """
     artifact = describe(folder)
     for name, digest in artifact.files.items():
@@ -119,23 +146,23 @@ def load(folder: Path, device: str = "cpu") -> Clip:
             raise ValueError(f"{folder / name} is damaged or missing: its sha256 is not {digest}; copy the artifact again")
     towers = _towers(artifact.model, folder / WEIGHTS).to(device)
     golden = load_file(folder / GOLDEN)
-    found = _golden_embeddings(towers, artifact.model.preprocess, golden["images"], golden["tokens"])
-    for kind, embedding in zip(("image_embeddings", "text_embeddings"), found, strict=True):
-        difference = float((embedding - golden[kind]).abs().max())
+    for kind, output in _golden_outputs(towers, artifact.model.preprocess, golden).items():
+        difference = float((output - golden[kind]).abs().max())
         if not difference <= GOLDEN_TOLERANCE:
             raise ValueError(
                 f"golden embeddings differ: {kind} of {folder} are off by {difference:.2g} on this machine "
                 f"(at most {GOLDEN_TOLERANCE:.0e} is allowed); check the versions in {DESCRIPTION}"
             )
-    return Clip(
-        towers=towers,
-        preprocess=artifact.model.preprocess,
-        tokenizer=get_tokenizer(artifact.model.tokenizer, artifact.model.context_length),
-        name=artifact.name,
-        revision=artifact.files[WEIGHTS],
-        templates=artifact.model.templates,
-        classes=artifact.classes,
-    )
+    return ready(artifact.model, towers, artifact.name, artifact.files[WEIGHTS], artifact.classes)
+
+
+def ready(config: ModelConfig, towers: Towers, name: str, revision: str, classes: tuple[str, ...]) -> Ready:
+    """Weights in evaluation mode, with all that using them takes."""
+    if config.is_classifier:
+        return TrainedClassifier(towers, config.preprocess, name, revision, classes)
+    tokenizer = get_tokenizer(config.tokenizer, config.context_length)
+    kind = TrainedPredictor if config.is_predictor else Clip
+    return kind(towers, config.preprocess, tokenizer, name, revision, config.templates, classes)
 
 
 def golden_images(size: int, count: int = 4) -> Tensor:
@@ -152,12 +179,22 @@ def _towers(config: ModelConfig, weights: Path) -> Towers:
     return towers.eval().requires_grad_(False)
 
 
-def _golden_embeddings(towers: Towers, preprocess: Preprocess, image_B3SS: Tensor, tokens_NT: Tensor) -> tuple[Tensor, Tensor]:
+def _golden_outputs(towers: Towers, preprocess: Preprocess, golden: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Unit vectors in float32 of the golden images and, where there are any, tokens."""
     device = next(towers.parameters()).device
     with torch.inference_mode():
-        image_BD = towers.encode_image(preprocess.normalise(image_B3SS.to(device)))
-        text_ND = towers.encode_text(tokens_NT.to(device))
-    return F.normalize(image_BD.float(), dim=-1).cpu(), F.normalize(text_ND.float(), dim=-1).cpu()
+        images = preprocess.normalise(golden["images"].to(device))
+        if isinstance(towers, Predictor):
+            texts = golden["tokens"].to(device)
+            found = {"losses": torch.stack([towers(images, text.expand(len(images), -1)) for text in texts], dim=1)}
+        elif "tokens" in golden:
+            found = {
+                "image_embeddings": towers.encode_image(images),
+                "text_embeddings": towers.encode_text(golden["tokens"].to(device)),
+            }
+        else:
+            found = {"logits": towers(images)}
+    return {name: F.normalize(output.float(), dim=-1).cpu() for name, output in found.items()}
 
 
 def _sync(path: Path) -> None:

@@ -1,7 +1,8 @@
 """Augmentation as a pure function of one image, its caption and a generator: no state, no global randomness.
 
 The generator is keyed by (seed, epoch, row), never by worker, so the world size cannot change what a model sees. An
-augmentation that makes a word untrue takes the word out of the caption.
+augmentation that makes a word untrue takes the word out of the caption. An image may also be mixed with another row's (`Mix`):
+which one, and how, is drawn without looking at pixels, so that the weights of labels are known without them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sightline.models.preprocess import Preprocess, resample, to_CHW
+from sightline.models.rand_augment import rand_augment
 
 
 @dataclass(frozen=True)
@@ -26,20 +28,27 @@ class Augment:
         crop_area: smallest and largest share of the image that a random crop keeps (aspect 3/4 to 4/3); None: no crop.
         shift: largest random shift in pixels each way; the border repeats.
         flip: probability of a left-right mirror (not for captions that say left and right).
+        rand_augment: how many operations of RandAugment, and how strong (0 to 30; Cubuk et al. 2020: 2 and 9 for ImageNet).
         grey: probability of mixing the channels to grey by random weights.
         grey_removes: words that a grey image makes untrue; they are deleted from its caption.
         word_drop: probability with which each word of a caption is left out (a caption that would lose all keeps all).
         feature_drop: probability with which each feature of a locked tower is zeroed, the others scaled up (dropout on the
             inputs; it is here rather than in the towers so that it does not depend on the world size).
+        mixup, cutmix: α of the Beta distribution of the share that an image keeps when it is mixed with another one all over
+            (Zhang et al. 2018) or gets a box of it (Yun et al. 2019), for labelled rows; 0 for neither, both for either by chance.
+            Two images are decoded for each one then.
     """
 
     crop_area: tuple[float, float] | None = None
     shift: int = 0
     flip: float = 0.0
+    rand_augment: tuple[int, float] | None = None
     grey: float = 0.0
     grey_removes: tuple[str, ...] = ()
     word_drop: float = 0.0
     feature_drop: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
 
 def augment(
@@ -56,6 +65,8 @@ def augment(
         image_CHW = preprocess.pixels(rgb_HWC)
     if options.flip and random.random() < options.flip:
         image_CHW = image_CHW.flip(-1)
+    if options.rand_augment:
+        image_CHW = rand_augment(image_CHW, *options.rand_augment, random)
     if options.shift:
         image_CHW = shifted(image_CHW, *random.integers(-options.shift, options.shift + 1, 2).tolist())
     if options.grey and random.random() < options.grey:
@@ -71,6 +82,47 @@ def augment_features(features_F: Tensor, caption: str, options: Augment, random:
         kept_F = torch.from_numpy(random.random(features_F.shape[0]) >= options.feature_drop)
         features_F = features_F * kept_F / (1 - options.feature_drop)
     return features_F, thinned(caption, options.word_drop, random)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What an image is mixed with.
+
+    Attributes:
+        partner: the place of the other row among those that are trained on.
+        kept: the share of the image, and of its label, that stays.
+        box: top, left, height and width of what the other image replaces; None: all of it, by weight.
+    """
+
+    partner: int
+    kept: float
+    box: tuple[int, int, int, int] | None
+
+
+def draw_mix(options: Augment, rows: int, size: int, random: np.random.Generator) -> Mix | None:
+    """What to mix an image of that size with, out of so many rows; None where nothing is mixed."""
+    kinds = [kind for kind, alpha in (("mixup", options.mixup), ("cutmix", options.cutmix)) if alpha]
+    if not kinds:
+        return None
+    partner, kind = int(random.integers(rows)), kinds[int(random.integers(len(kinds)))]
+    kept = float(random.beta(*(getattr(options, kind),) * 2))
+    if kind == "mixup":
+        return Mix(partner, kept, None)
+    side = sqrt(1 - kept) * size
+    down, right = random.integers(size, size=2).tolist()  # of the box's centre; the box ends where the image does
+    top, left = max(0, round(down - side / 2)), max(0, round(right - side / 2))
+    height, width = min(size, round(down + side / 2)) - top, min(size, round(right + side / 2)) - left
+    return Mix(partner, 1 - height * width / size**2, (top, left, height, width))
+
+
+def mixed(image_CHW: Tensor, other_CHW: Tensor, mix: Mix) -> Tensor:
+    """The mixture, uint8 as both images are."""
+    if mix.box is None:
+        return torch.lerp(other_CHW.float(), image_CHW.float(), mix.kept).round().to(torch.uint8)
+    top, left, height, width = mix.box
+    out_CHW = image_CHW.clone()
+    out_CHW[:, top : top + height, left : left + width] = other_CHW[:, top : top + height, left : left + width]
+    return out_CHW
 
 
 def thinned(caption: str, probability: float, random: np.random.Generator) -> str:

@@ -6,6 +6,7 @@ norms and activations are not. A training step costs three forward passes: one f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +41,7 @@ class Cost:
     """Of one image and one text.
 
     Attributes:
-        image, text: operations of a forward pass.
+        image, text: operations of a forward pass; a classifier has no text, and a predictor's decoder counts with the image.
         image_trains: whether gradients go through the image tower; a locked one is passed once a run, not in every step.
         parameters: of both towers.
     """
@@ -63,8 +64,13 @@ def cost(config: ModelConfig) -> Cost:
         image = torch.empty(1, 3, config.preprocess.size, config.preprocess.size)
         text = torch.zeros(1, config.context_length, dtype=torch.long)
     counts = []
-    for encode, inputs in ((towers.encode_image, image), (towers.encode_text, text)):
+    passes: list[tuple[Callable[..., object], tuple[torch.Tensor, ...]]] = [(towers, (image,))]
+    if config.is_predictor:
+        passes = [(towers, (image, text))]
+    elif not config.is_classifier:
+        passes = [(towers.encode_image, (image,)), (towers.encode_text, (text,))]
+    for encode, inputs in passes:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            encode(inputs)
+            encode(*inputs)
         counts.append(int(counter.get_total_flops()))
-    return Cost(counts[0], counts[1], not config.lock_image, sum(parameter.numel() for parameter in towers.parameters()))
+    return Cost(counts[0], sum(counts[1:]), not config.lock_image, sum(parameter.numel() for parameter in towers.parameters()))

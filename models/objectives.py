@@ -1,7 +1,7 @@
 """Objectives: what training minimises. Each is a small frozen class, called with the towers and this rank's part of a global batch.
 
 `prepare` turns the objective's own texts into tokens once; what it returns runs forward and backward, and its result's average
-over ranks is the loss over the global batch. Legend: b rows of this rank, D embedding, G words, T tokens.
+over ranks is the loss over the global batch. Legend: b rows of this rank, D embedding, G words, L classes, T tokens.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sightline.models import grad_cache
 from sightline.models.losses import Share, info_nce, sigmoid_loss, word_loss
+from sightline.models.predictive import trimmed
 from sightline.models.sharding import synchronise
 from sightline.models.text import Tokenizer
 from sightline.models.towers import Towers
@@ -28,10 +29,23 @@ WORD = re.compile(r"\w+")
 Seed = Callable[[int], object]
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What this rank's rows should give.
+
+    Attributes:
+        captions: one a row; empty strings where the objective needs none.
+        labels_bL: the weight of each class in each row, summing to one; None where the run has no classes.
+    """
+
+    captions: Sequence[str]
+    labels_bL: Tensor | None = None
+
+
 class Backward(Protocol):
     """A forward and a backward pass over this rank's rows."""
 
-    def __call__(self, towers: Towers, inputs: Tensor, captions: Sequence[str], seed: Seed) -> Tensor:
+    def __call__(self, towers: Towers, inputs: Tensor, targets: Targets, seed: Seed) -> Tensor:
         """The loss; its gradient is added to the parameters' own.
 
         Args:
@@ -70,6 +84,7 @@ class Contrastive:
             is; without this, "red, so not three" is learnt as a rule.
     """
 
+    kind: Literal["contrastive"] = "contrastive"
     loss: Literal["info_nce", "sigmoid"] = "info_nce"
     equal_captions_are_no_negatives: bool = False
     word_groups: tuple[tuple[str, ...], ...] = ()
@@ -107,7 +122,8 @@ class Contrastive:
             per_group = [word_loss(image_bD, w_GD, in_bG, scale, share, out_bG) for w_GD, in_bG, out_bG in parts]
             return torch.stack(per_group).mean()
 
-        def run(towers: Towers, inputs: Tensor, captions: Sequence[str], seed: Seed) -> Tensor:
+        def run(towers: Towers, inputs: Tensor, targets: Targets, seed: Seed) -> Tensor:
+            captions = targets.captions
             tokens_bT = tokenizer(list(captions)).to(inputs.device)
             same_as_b = caption_ids(tokens_bT) if self.equal_captions_are_no_negatives else None
             # The words follow the captions through the text tower, with the last part.
@@ -132,6 +148,70 @@ class Contrastive:
             return grad_cache.backward(parts, loss, partial(synchronise, towers))
 
         return run
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Cross-entropy of a classifier's logits with the rows' labels.
+
+    Attributes:
+        label_smoothing: the share of each row's weight that is spread evenly over all classes (Szegedy et al. 2016).
+    """
+
+    kind: Literal["classification"] = "classification"
+    label_smoothing: float = 0.0
+
+    def prepare(
+        self,
+        tokenizer: Tokenizer,
+        share: Share,
+        all_captions: Callable[[], Iterable[str]],
+        at_once: int | None = None,
+    ) -> Backward:
+        def summed(towers: Towers, inputs: Tensor, targets: Targets, rows: slice) -> Tensor:
+            assert targets.labels_bL is not None
+            logits, labels = towers(inputs[rows]).float(), targets.labels_bL[rows].to(inputs.device)
+            return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
+
+        return row_by_row(share, at_once, summed)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How surprising the captions are to a model that predicts them (`predictive.py`): nats a token, the mean over the rows."""
+
+    kind: Literal["prediction"] = "prediction"
+
+    def prepare(
+        self,
+        tokenizer: Tokenizer,
+        share: Share,
+        all_captions: Callable[[], Iterable[str]],
+        at_once: int | None = None,
+    ) -> Backward:
+        def summed(towers: Towers, inputs: Tensor, targets: Targets, rows: slice) -> Tensor:
+            tokens = trimmed(tokenizer(list(targets.captions[rows]))).to(inputs.device)
+            nats: Tensor = towers(inputs[rows], tokens)
+            return nats.float().sum()
+
+        return row_by_row(share, at_once, summed)
+
+
+def row_by_row(share: Share, at_once: int | None, summed: Callable[[Towers, Tensor, Targets, slice], Tensor]) -> Backward:
+    """The mean over the global batch of a loss whose rows do not know of each other: the gradients of parts add up."""
+    bounds = share.parts(at_once)
+
+    def run(towers: Towers, inputs: Tensor, targets: Targets, seed: Seed) -> Tensor:
+        total = torch.zeros((), device=inputs.device)
+        for start, end in pairwise(bounds):
+            synchronise(towers, end == len(inputs))
+            seed(share.own.start + start)
+            loss = summed(towers, inputs, targets, slice(start, end)) * share.weight
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    return run
 
 
 def strangers(captions: Iterable[str], word_groups: Sequence[Sequence[str]]) -> Tensor:

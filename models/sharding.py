@@ -26,7 +26,7 @@ from sightline.models.towers import Towers
 
 Strategy = Literal["ddp", "fsdp", "hsdp"]
 REPLICATED = ("logit_scale", "logit_bias")
-BLOCK_LISTS = ("resblocks", "blocks", "stages", "layers")  # open_clip's name, then timm's
+BLOCK_LISTS = ("resblocks", "blocks", "stages", "layers", "layer1", "layer2", "layer3", "layer4")  # of open_clip, and of timm
 STATE_BYTES = 16  # a parameter: weight, gradient and AdamW's two moments in fp32
 
 
@@ -75,12 +75,13 @@ def blocks(towers: Towers) -> list[nn.Module]:
 
 
 def block_names(module: nn.Module, prefix: str = "") -> list[str]:
-    """The repeated blocks below a module by their names: those of the first list on each way down."""
+    """The repeated blocks below a module by their names: those of the first list on each way down, in order (a hybrid has two)."""
     found: list[str] = []
     for name, child in module.named_children():
         if name in BLOCK_LISTS and isinstance(child, (nn.ModuleList, nn.Sequential)):
-            return [f"{prefix}{name}.{own}" for own, _ in child.named_children()]
-        found += block_names(child, f"{prefix}{name}.")
+            found += [f"{prefix}{name}.{own}" for own, _ in child.named_children()]
+        else:
+            found += block_names(child, f"{prefix}{name}.")
     return found
 
 

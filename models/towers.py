@@ -1,8 +1,10 @@
-"""A model is two towers from one configuration: open_clip's own, any timm backbone, and two small ones of ours.
+"""A model is two towers from one configuration: open_clip's own, any timm backbone, and two small ones of ours; or a classifier.
 
 `ModelConfig.vision` and `.text` are the fields of open_clip's `CLIPVisionCfg` and `CLIPTextCfg`, so that every open_clip model
 can be written as one of ours. Two additions: timm knows `sightline_conv` (below), and `text={"bag_of_words": true, ...}`
-builds `text.BagOfWords`. The logit scale has shape [1], because FSDP cannot shard scalars.
+builds `text.BagOfWords`. The logit scale has shape [1], because FSDP cannot shard scalars. A configuration without a text tower
+(`text={}`) is a `classifier.Classifier`, whose `.vision` is a timm name and that architecture's options; with
+`text={"predicts": "words" or "captions", ...}` it is one of the baselines in `predictive.py`.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ import open_clip
 from timm.models import register_model
 from torch import Tensor, nn
 
+from sightline.models.classifier import Classifier, freeze_batch_norms
+from sightline.models.predictive import build_predictor
 from sightline.models.preprocess import Preprocess
 from sightline.models.text import OPEN_CLIP_BPE, BagOfWords
 from sightline.models.zeroshot import PLAIN_TEMPLATES
 
-# Both towers and the logit scale. open_clip has no types, so this is Any to a type checker.
+# Both towers and the logit scale, or a `Classifier` or a `Predictor`. open_clip has no types, so this is Any to a type checker.
 Towers: TypeAlias = open_clip.CustomTextCLIP
 
 
@@ -29,16 +33,18 @@ class ModelConfig:
     """Everything that decides the function which a model computes, apart from its weights.
 
     Attributes:
-        embed_dim: D, the dimension of the joint embedding space.
-        vision, text: open_clip's tower configurations (`CLIPVisionCfg`, `CLIPTextCfg` fields).
+        embed_dim: D, the dimension of the joint embedding space; of a classifier, the width of its head's hidden layer, 0 for none.
+        vision, text: open_clip's tower configurations (`CLIPVisionCfg`, `CLIPTextCfg` fields); no `text` makes a classifier.
         preprocess: how images become input.
         tokenizer: name of the tokenizer, see `text.get_tokenizer`.
         templates: default prompts for zero-shot use.
         init_logit_scale: initial log of the inverse temperature (CLIP: log(1/0.07)).
         init_logit_bias: initial bias of all logits, for the sigmoid loss (SigLIP: -10); None for none.
-        pretrained_image: a local checkpoint for the timm image trunk (safetensors), by path; "" trains from scratch.
+        pretrained_image: what the image tower starts from, any source of `interchange/load_weights.py`: an artifact, a file or
+            folder of timm or open_clip, a name; "" trains from scratch.
         pretrained_image_sha256: its digest, filled in when a run is resolved.
         lock_image: keep the trunk as loaded and train only its projection (LiT, Zhai et al. 2022).
+        classes: what a classifier's logits stand for; filled in from the corpus when a run is resolved, where they are not given.
     """
 
     embed_dim: int
@@ -52,6 +58,15 @@ class ModelConfig:
     pretrained_image: str = ""
     pretrained_image_sha256: str = ""
     lock_image: bool = False
+    classes: tuple[str, ...] = ()
+
+    @property
+    def is_classifier(self) -> bool:
+        return not self.text
+
+    @property
+    def is_predictor(self) -> bool:
+        return "predicts" in self.text
 
     @property
     def context_length(self) -> int:
@@ -64,22 +79,30 @@ def build(config: ModelConfig) -> Towers:
     Raises:
         ValueError: open_clip or timm do not know a setting of the configuration.
     """
+    if config.is_classifier:
+        classifier = Classifier(config.vision, size=config.preprocess.size, classes=len(config.classes), hidden=config.embed_dim)
+        return freeze_batch_norms(classifier) if config.pretrained_image else classifier
     text = dict(config.text)
     bag_of_words = text.pop("bag_of_words", False)
+    unused = bag_of_words or config.is_predictor
     try:
         towers = open_clip.CustomTextCLIP(
             embed_dim=config.embed_dim,
             vision_cfg=dict(config.vision),
-            text_cfg={"layers": 1, "width": 64, "heads": 1, "vocab_size": 1} if bag_of_words else text,
+            text_cfg={"layers": 1, "width": 64, "heads": 1, "vocab_size": 1} if unused else text,
             init_logit_scale=config.init_logit_scale,
             init_logit_bias=config.init_logit_bias,
             nonscalar_logit_scale=True,
         )
     except (TypeError, RuntimeError) as error:  # unknown keys and unknown timm names
         raise ValueError(f"these towers cannot be built: {error}") from error
+    if config.is_predictor:
+        towers = build_predictor(towers.visual, config.embed_dim, text)
     if bag_of_words:
         towers.text = BagOfWords(width=text["width"], output_dim=config.embed_dim, context_length=config.context_length)
         towers.context_length, towers.vocab_size = towers.text.context_length, towers.text.vocab_size
+    if config.pretrained_image:
+        towers.visual = freeze_batch_norms(towers.visual)
     return towers
 
 

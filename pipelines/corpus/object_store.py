@@ -177,6 +177,9 @@ class ObjectStore:
         with self._plainly():
             self._fs.pipe_file(self._key(name), data)
 
+    def mark(self, name: str) -> None:
+        self.replace(name, b"")
+
     def create(self, name: str, data: bytes) -> bool:
         with self._plainly():
             try:

@@ -19,6 +19,7 @@ FORMAT = "sightline/1"
 BATCH_ROWS, BATCH_BYTES = 256, 64 * 2**20  # a record batch ends with the row that reaches one of these
 SPLIT = "split"  # the key in `extra` under which a row's split stands
 FILTER = "filter"  # the stage of inputs that were left out on purpose; every other stage is an error
+STAGES = (FILTER, "list", "fetch", "read", "decode", "mask", "encode")
 IGNORE = 255  # the value of mask pixels that belong to no class
 
 # large_binary: 32-bit offsets overflow at 2 GiB. Plain strings: dictionaries may not change between batches of a file.

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from sightline.pipelines.corpus.schema import (
 )
 from sightline.pipelines.corpus.store import STAGING, Store
 
+FILES = 4  # of a shard: rows, sidecar, errors, answers
 ANSWERS_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -143,19 +145,24 @@ def write_files(
             sidecar.append(sidecar_row(len(sidecar), outcome))
             yield outcome
 
-    with store.temporary() as temporary:
+    # Files are published side by side: a disk that flushes, or a bucket that takes one in, lets the others wait as long each.
+    with store.temporary() as temporary, ThreadPoolExecutor(FILES) as pool:
         write_rows(temporary, kept())
         nbytes, sha256 = temporary.stat().st_size, file_sha256(temporary)
         name = f"{plan}/shard-{index:06d}-{sha256[:12]}"
-        store.publish(temporary, f"data/{name}.arrow")
-    sidecar_bytes, sidecar_sha256 = write_parquet(store, f"meta/{name}.parquet", sidecar, SIDECAR_SCHEMA)
-    errors = f"errors/{name}.parquet" if rejected else None
-    reasons = [vars(item) for item in rejected]
-    errors_bytes, errors_sha256 = write_parquet(store, errors, reasons, ERRORS_SCHEMA) if errors else (0, None)
-    kept_keys = {row["key"] for row in sidecar}
-    said = [vars(answer) for answer in answers if answer.key in kept_keys]
-    log = f"meta/{name}.answers.parquet" if said else None
-    answers_bytes, answers_sha256 = write_parquet(store, log, said, ANSWERS_SCHEMA) if log else (0, None)
+        published = pool.submit(store.publish, temporary, f"data/{name}.arrow")
+        errors = f"errors/{name}.parquet" if rejected else None
+        reasons = [vars(item) for item in rejected]
+        kept_keys = {row["key"] for row in sidecar}
+        said = [vars(answer) for answer in answers if answer.key in kept_keys]
+        log = f"meta/{name}.answers.parquet" if said else None
+        meta = pool.submit(write_parquet, store, f"meta/{name}.parquet", sidecar, SIDECAR_SCHEMA)
+        wrong = pool.submit(write_parquet, store, errors, reasons, ERRORS_SCHEMA) if errors else None
+        told = pool.submit(write_parquet, store, log, said, ANSWERS_SCHEMA) if log else None
+        published.result()
+    sidecar_bytes, sidecar_sha256 = meta.result()
+    errors_bytes, errors_sha256 = wrong.result() if wrong else (0, None)
+    answers_bytes, answers_sha256 = told.result() if told else (0, None)
     return ShardRecord(
         plan=plan,
         index=index,

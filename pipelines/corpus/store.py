@@ -89,6 +89,10 @@ class Store(Protocol):
         """Write a whole file; readers see the old one or the new one."""
         ...
 
+    def mark(self, name: str) -> None:
+        """Make an empty file, which a loss of power may undo."""
+        ...
+
     def create(self, name: str, data: bytes) -> bool:
         """Write a whole file unless there is one of that name, and say whether it was: one of several writers wins."""
         ...
@@ -159,13 +163,13 @@ class LocalStore:
     def names(self, folder: str) -> list[str]:
         try:
             return sorted(f"{folder}/{entry.name}" for entry in os.scandir(self.path(folder)) if entry.is_file())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def folders(self, folder: str) -> list[str]:
         try:
             return sorted(entry.name for entry in os.scandir(self.path(folder)) if entry.is_dir())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def entries(self) -> list[str]:
@@ -192,6 +196,11 @@ class LocalStore:
         with self.temporary() as temporary:
             temporary.write_bytes(data)
             self.publish(temporary, name)
+
+    def mark(self, name: str) -> None:
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
 
     def create(self, name: str, data: bytes) -> bool:
         final = self.path(name)

@@ -1,7 +1,7 @@
 """Why is this image in the corpus, or not? Every decision on a row, from the plan that listed it to the filters over it.
 
 A row is asked for by its uid, its image's sha256 (hex, or the first digits of one), or its key. Nothing but sidecars, tables
-of errors and plans is read.
+of errors and of servers' answers, and plans is read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sightline.pipelines.corpus.manifest import Manifest, read_shards
 from sightline.pipelines.corpus.plan import input_name
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.schema import FILTER
-from sightline.pipelines.corpus.shards import ShardRecord
+from sightline.pipelines.corpus.shards import Answer, ShardRecord, read_answers
 from sightline.pipelines.corpus.store import Store, open_store
 
 HEX = re.compile(r"[0-9a-f]{4,64}")
@@ -53,13 +53,16 @@ class Decision:
 
 @dataclass(frozen=True)
 class Place:
-    """A row that is in the corpus: its number, its shard's file and its place there, what is known of it, its columns' values."""
+    """A row that is in the corpus: its number, its shard's file and its place there, what is known of it, its columns' values, and
+    what the server said whom its image came from (None for what was not downloaded).
+    """
 
     row: int
     file: str
     row_of_file: int
     facts: dict[str, Any]
     columns: dict[str, Any]
+    answer: Answer | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def why(location: str, asked: str) -> list[Account]:
         Account(
             key,
             tuple(decisions(store, manifest, shards, generations, key)),
-            tuple(places(corpus, shards, names, key)),
+            tuple(places(store, corpus, shards, names, key)),
             forgotten,
         )
         for key in keys
@@ -190,7 +193,7 @@ def introductions(store: Store, manifest: Manifest) -> dict[str, tuple[int, str]
     return found
 
 
-def places(corpus: Corpus, shards: Sequence[ShardRecord], names: pa.Table, key: str) -> Iterator[Place]:
+def places(store: Store, corpus: Corpus, shards: Sequence[ShardRecord], names: pa.Table, key: str) -> Iterator[Place]:
     values = {info.name: values_of(corpus, info.name) for info in columns(corpus)}
     details = corpus.sidecar(["row", *SHOWN])
     starts, start = [], 0
@@ -200,11 +203,11 @@ def places(corpus: Corpus, shards: Sequence[ShardRecord], names: pa.Table, key: 
     for row in pc.indices_nonzero(pc.equal(names["key"], key)).to_pylist():
         facts = details.slice(row, 1).to_pylist()[0]
         position = facts.pop("row")
-        file = next(shard.file for low, high, shard in starts if low <= row < high)
+        shard = next(shard for low, high, shard in starts if low <= row < high)
         facts.update(uid=facts["uid"].hex(), sha256=facts["sha256"].hex())
-        yield Place(
-            row, file, position, facts, {name: None if column is None else column[row].as_py() for name, column in values.items()}
-        )
+        scored = {name: None if column is None else column[row].as_py() for name, column in values.items()}
+        answer = next((answer for answer in read_answers(store, shard) if answer.key == key), None)
+        yield Place(row, shard.file, position, facts, scored, answer)
 
 
 def values_of(corpus: Corpus, name: str) -> pa.ChunkedArray | None:

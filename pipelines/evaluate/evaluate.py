@@ -1,4 +1,5 @@
-"""Zero-shot scores of a model on a corpus: classification, retrieval, and masks where there are any.
+"""Scores of a model on a corpus: zero-shot classification, retrieval, and masks where there are any; of a classifier, its accuracy;
+of a model that predicts captions, zero-shot classification and how well it does.
 
 A row takes part in classification if it has exactly one label; the prompts are all class names but the background. A class is *held
 out* if it occurs in the corpus but in no row of its training split: what a model knows of it, it put together itself.
@@ -8,19 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sightline.models.artifact import Ready
+from sightline.models.classifier import TrainedClassifier
 from sightline.models.clip import Clip
 from sightline.models.codec import decode_labels, decode_rgb
+from sightline.models.predictive import TrainedPredictor
 from sightline.models.segment import BACKGROUND, segment
 from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.evaluate.classify import classify
+from sightline.pipelines.evaluate.images import BATCH, rows_through
 from sightline.pipelines.evaluate.metrics import intersection_and_union, recall_at_k, topk_accuracy
 
-BATCH = 64
+T = TypeVar("T")
 TRAIN, TEST = "train", "test"
 # Retrieval compares everything with everything; larger sets are cut to their first rows, and the report says so.
 RETRIEVAL_ROWS = 5_000
@@ -39,7 +47,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: Clip,
+    model: Ready,
     corpus: Corpus,
     split: str | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
@@ -50,16 +58,23 @@ def evaluate(
         split: which rows; None is `test` where the corpus has such a split, otherwise all rows.
 
     Raises:
-        ValueError: no row is in the split.
+        ValueError: no row is in the split, or a classifier knows none of the labels there.
     """
     if split is None and TEST in corpus.splits:
         split = TEST
     rows = corpus.select(split)
     if not len(rows):
         raise ValueError(f"{corpus.location} has no rows in split {split!r}; it has {corpus.splits or 'no rows at all'}")
-    image_ND = embed_rows(model, corpus, rows, progress)
     metrics: dict[str, float] = {"images": len(rows)}
-    metrics |= zero_shot(model, corpus, rows, image_ND)
+    if isinstance(model, TrainedClassifier):
+        metrics |= classify(model, corpus, rows, progress)
+        return Evaluation(model.name, model.revision, corpus.root, split, metrics)
+    if isinstance(model, TrainedPredictor):
+        metrics |= zero_shot(predicted_logits(model, corpus, rows, progress), corpus, rows)
+        metrics |= caption_loss(model, corpus, rows)
+        return Evaluation(model.name, model.revision, corpus.root, split, metrics)
+    image_ND = embed_rows(model, corpus, rows, progress)
+    metrics |= zero_shot(lambda chosen, names: image_ND[chosen] @ model.classifier(names).cpu().T, corpus, rows)
     metrics |= retrieval(model, corpus, rows[:RETRIEVAL_ROWS], image_ND[:RETRIEVAL_ROWS])
     metrics |= segmentation(model, corpus, rows, progress)
     return Evaluation(model.name, model.revision, corpus.root, split, metrics)
@@ -67,26 +82,22 @@ def evaluate(
 
 def embed_rows(model: Clip, corpus: Corpus, rows: NDArray[np.int64], progress: Callable[[str, int, int], None]) -> Tensor:
     """Unit image embeddings [N, D] of corpus rows, through the same preprocessing as in serving."""
-    parts = []
-    for first in range(0, len(rows), BATCH):
-        pixels = [
-            model.preprocess.pixels(decode_rgb(corpus.image(int(row)), max_pixels=corpus.max_pixels))
-            for row in rows[first : first + BATCH]
-        ]
-        parts.append(model.embed_images(torch.stack(pixels)).cpu())
-        progress("embed", min(first + BATCH, len(rows)), len(rows))
-    return torch.cat(parts)
+    return rows_through(model.embed_images, model.preprocess, corpus, rows, progress)
 
 
-def zero_shot(model: Clip, corpus: Corpus, rows: NDArray[np.int64], image_ND: Tensor) -> dict[str, float]:
-    """Top-1 and top-5 among all class names, on classes seen in training and on held-out ones."""
+def zero_shot(logits: Callable[[list[int], list[str]], Tensor], corpus: Corpus, rows: NDArray[np.int64]) -> dict[str, float]:
+    """Top-1 and top-5 among all class names, on classes seen in training and on held-out ones.
+
+    Args:
+        logits: how well names fit images, [n, L]; called with places among the rows and with all names.
+    """
     prompts = {number: name for number, name in enumerate(corpus.classes) if name and name != BACKGROUND}
     labels = corpus.sidecar(["labels"])["labels"].to_pylist()
     single = [i for i, row in enumerate(rows) if len(set(labels[row])) == 1 and labels[row][0] in prompts]
     if not single or len(prompts) < 2:
         return {}
     column = {number: i for i, number in enumerate(prompts)}
-    logits_NL = image_ND[single] @ model.classifier(list(prompts.values())).cpu().T
+    logits_NL = logits(single, list(prompts.values()))
     target_N = torch.tensor([column[labels[rows[i]][0]] for i in single])
     trained_on = {number for row in corpus.select(TRAIN) for number in labels[row]} if TRAIN in corpus.splits else set(prompts)
     seen_N = torch.tensor([labels[rows[i]][0] in trained_on for i in single])
@@ -106,6 +117,28 @@ def retrieval(model: Clip, corpus: Corpus, rows: NDArray[np.int64], image_ND: Te
     owner = [i for i, some in enumerate(captions) for _ in some]
     text_MD = torch.cat([model.embed_texts(part).cpu() for part in _parts(flat, 256)])
     return recall_at_k(image_ND @ text_MD.T, owner) | {"retrieval_images": len(rows), "retrieval_captions": len(flat)}
+
+
+def predicted_logits(
+    model: TrainedPredictor, corpus: Corpus, rows: NDArray[np.int64], progress: Callable[[str, int, int], None]
+) -> Callable[[list[int], list[str]], Tensor]:
+    """How well names fit images, as `zero_shot` asks for it."""
+
+    def logits(chosen: list[int], names: list[str]) -> Tensor:
+        through = partial(rows_through, lambda pixels: model.logits(model.encode(pixels), names), model.preprocess, corpus)
+        return through(rows[chosen], progress)
+
+    return logits
+
+
+def caption_loss(model: TrainedPredictor, corpus: Corpus, rows: NDArray[np.int64]) -> dict[str, float]:
+    """Nats a token of the rows' captions, each caption counting once."""
+    pairs = [(int(row), caption) for row in rows for caption in corpus.captions(int(row))]
+    found = []
+    for part in _parts(pairs, BATCH):
+        encoded = rows_through(model.encode, model.preprocess, corpus, [row for row, _ in part], lambda what, done, total: None)
+        found.append(model.surprise(encoded, [caption for _, caption in part]))
+    return {"caption_loss": float(torch.cat(found).double().mean()), "captions": len(pairs)} if pairs else {}
 
 
 def segmentation(
@@ -133,6 +166,6 @@ def segmentation(
     return {"foreground_iou": intersection / union, "segmented_images": len(chosen)} if union else {}
 
 
-def _parts(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     for first in range(0, len(items), size):
         yield items[first : first + size]

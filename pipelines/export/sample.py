@@ -10,14 +10,16 @@ import csv
 import io
 import re
 from collections import Counter
+from functools import cache
 
 import pyarrow.compute as pc
+from PIL import Image
 
 from sightline.pipelines.corpus.reader import Corpus
 
 Classes = dict[int, str]
 SLUG_LENGTH = 60
-EXTENSIONS = {"jpeg": "jpg", "jpeg2000": "jp2", "tiff": "tif"}  # where a format's name is not its files' usual ending
+USUAL = {"jpeg": "jpg", "tiff": "tif"}  # where the usual ending is another one than Pillow would choose
 
 
 def stem(number: int, key: str) -> str:
@@ -34,7 +36,16 @@ def extension(format: str) -> str:
     """
     if not re.fullmatch("[a-z0-9]{1,12}", format):
         raise ValueError(f"{format!r} is no format of an image; the corpus is damaged or hostile")
-    return EXTENSIONS.get(format, format)
+    return endings().get(format, format)
+
+
+@cache
+def endings() -> dict[str, str]:
+    """The ending of each format of Pillow: the format's name where files are called so, else the first that Pillow lists."""
+    found: dict[str, list[str]] = {}
+    for ending, format in Image.registered_extensions().items():
+        found.setdefault(format.lower(), []).append(ending.removeprefix("."))
+    return {format: format if format in known else known[0] for format, known in found.items()} | USUAL
 
 
 def class_names(corpus: Corpus) -> Classes:

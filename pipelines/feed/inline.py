@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -44,6 +45,14 @@ class Batch:
     first: int
 
 
+class Feed(Protocol):
+    """Where training gets its batches; they are the same, whichever feed it is."""
+
+    def batches(self, first: int, last: int) -> Generator[Batch, None, None]:
+        """This rank's part of the steps first, ..., last - 1, in order. Closing the iterator ends all that works for it."""
+        ...
+
+
 def generator(key: str, epoch: int, row: int) -> np.random.Generator:
     """The only source of randomness for one sample of one epoch."""
     digest = hashlib.sha256(f"sl-sample-1/{key}/{epoch}/{row}".encode()).digest()
@@ -55,17 +64,25 @@ def caption_of(captions: Sequence[str], row: int, epoch: int) -> str:
     return captions[(row + epoch) % len(captions)]
 
 
-def pixel_loader(corpus: Corpus, options: Augment, preprocess: Preprocess, key: str) -> Loader:
+@dataclass(frozen=True)
+class PixelLoader:
+    """Samples as augmented uint8 pixels [3, S, S]; made of values, so that another process can be told what to load."""
+
+    corpus: Corpus
+    options: Augment
+    preprocess: Preprocess
+    key: str
+
+    def __call__(self, row: int, epoch: int) -> Sample:
+        caption = caption_of(self.corpus.captions(row), row, epoch)
+        rgb_HWC = decode_rgb(self.corpus.image(row), max_pixels=self.corpus.max_pixels)
+        pixels, caption = augment(rgb_HWC, caption, self.options, self.preprocess, generator(self.key, epoch, row))
+        return pixels, caption, self.corpus.uid(row)
+
+
+def pixel_loader(corpus: Corpus, options: Augment, preprocess: Preprocess, key: str) -> PixelLoader:
     """Samples as augmented uint8 pixels [3, S, S]."""
-
-    def load(row: int, epoch: int) -> Sample:
-        caption = caption_of(corpus.captions(row), row, epoch)
-        pixels, caption = augment(
-            decode_rgb(corpus.image(row), max_pixels=corpus.max_pixels), caption, options, preprocess, generator(key, epoch, row)
-        )
-        return pixels, caption, corpus.uid(row)
-
-    return load
+    return PixelLoader(corpus, options, preprocess, key)
 
 
 def feature_loader(corpus: Corpus, features: dict[int, Tensor], options: Augment, key: str) -> Loader:
@@ -99,13 +116,18 @@ class InlineFeed:
     threads: int = 2
     ahead: int = 2
 
+    @property
+    def size(self) -> int:
+        """b, how many samples of each batch are this rank's."""
+        return len(range(*(self.own or slice(None)).indices(self.global_batch)))
+
     def positions(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Corpus rows and epochs of this rank's part of the global batch at `step`."""
         first, end, _ = (self.own or slice(None)).indices(self.global_batch)
         index, epoch = rows_at(step * self.global_batch + first, end - first, len(self.rows), self.key)
         return self.rows[index], epoch
 
-    def batches(self, first: int, last: int) -> Iterator[Batch]:
+    def batches(self, first: int, last: int) -> Generator[Batch, None, None]:
         """The steps first, ..., last - 1."""
         with ThreadPoolExecutor(self.threads, thread_name_prefix="feed") as pool:
             pending: deque[list[Future[list[Sample]]]] = deque()
@@ -125,9 +147,13 @@ class InlineFeed:
 
     def _collate(self, step: int, samples: list[Sample]) -> Batch:
         inputs, captions, uids = zip(*samples, strict=True)
+        return self.batch(step, torch.stack(inputs), list(captions), uids)
+
+    def batch(self, step: int, inputs: Tensor, captions: list[str], uids: Sequence[bytes]) -> Batch:
+        """Samples that were read for a step, with their place in the run."""
         return Batch(
-            torch.stack(inputs),
-            list(captions),
+            inputs,
+            captions,
             np.frombuffer(b"".join(uids), np.uint8).reshape(len(uids), -1),
             self.positions(step)[1],
             step * self.global_batch + (self.own or slice(None)).indices(self.global_batch)[0],

@@ -162,7 +162,7 @@ def count_attempt(store: Store, plan: Plan, index: int) -> int:
     attempt = 1
     while store.size(attempt_name(plan, index, attempt)) is not None:
         attempt += 1
-    store.replace(attempt_name(plan, index, attempt), b"")
+    store.mark(attempt_name(plan, index, attempt))  # of deaths of a process: whatever ends the machine is none
     return attempt
 
 

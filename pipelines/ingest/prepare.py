@@ -2,25 +2,25 @@
 needed.
 
 A corpus begins with one plan over all inputs of a source. More plans may join it: `append` is one over the inputs whose
-keys no plan had so far, `retry` one over inputs that were rejected. Each becomes a generation when it is done, and until
-then the corpus is as it was.
+keys no plan had so far (`earlier.py`), `retry` one over inputs that were rejected. Each becomes a generation when it is
+done, and until then the corpus is as it was.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from sightline.pipelines.corpus.manifest import Manifest, newest, read_manifest, read_shards
-from sightline.pipelines.corpus.plan import Plan, input_name, make_plan, plan_config, plan_ids, save_plan
-from sightline.pipelines.corpus.schema import FILTER
+from sightline.pipelines.corpus.manifest import Manifest, newest, read_manifest
+from sightline.pipelines.corpus.plan import Plan, make_plan, plan_config, plan_ids, save_plan
+from sightline.pipelines.corpus.schema import FILTER, STAGES
 from sightline.pipelines.corpus.store import STAGING, LocalStore, Store, open_store
+from sightline.pipelines.ingest.earlier import rejected_keys, unseen
 from sightline.pipelines.ingest.fetch.result import FetchOptions
 from sightline.pipelines.ingest.report import IngestOptions, IngestReport
 from sightline.pipelines.ingest.resize import Resize
@@ -68,7 +68,7 @@ def prepare(source: str | Path, dest: str | Path, options: IngestOptions) -> Pre
     plan, table = plan_items(opened, map(sound, opened.items()), classes, options)
     manifest = finished(store, plan)
     if manifest is None and plan.plan_id not in plan_ids(store):
-        save_plan(store, plan, table)
+        write_plan(store, plan, table)
     report = None if manifest is None else IngestReport.of(manifest)
     return Prepared(opened, absolute(source), store, plan, classes, options, report=report)
 
@@ -77,40 +77,34 @@ def prepare_append(source: str | Path, dest: str | Path, options: IngestOptions)
     """Plan the inputs of a source whose keys the corpus has never seen; where there are none, report on it as it is.
 
     Raises:
-        As `prepare`, FileNotFoundError where there is no corpus yet, and ValueError for options that it was not made with, or
-        where what it has would now go by other keys: its rows would be in twice.
+        As `prepare`, FileNotFoundError where there is no corpus yet, and ValueError for options that it was not made with, for a
+        known key with another content, or where what it has would now go by other keys: its rows would be in twice.
     """
     opened, store = open_both(source, dest, options)
     manifest = read_manifest(store)
     options = as_before(store, manifest, options)
     check_keys(store, manifest, opened)
-    known = {key for plan in manifest.plans for key in plan_keys(store, plan.id)}
-    new = [item for item in map(sound, opened.items()) if item.key not in known]
+    new = unseen(store, manifest, opened, absolute(source), [*map(sound, opened.items())], options)
     if not new:
         return IngestReport.of(manifest)
-    files = {file: key for plan in manifest.plans for file, key in plan_files(store, plan.id)}
-    for item in new:
-        if item.nbytes is not None and (before := files.get((item.image, item.nbytes))) is not None:
-            raise ValueError(
-                f"{item.image} is in {dest} under the key {before!r}, and the source now calls it {item.key!r}; "
-                "ingest what is new from a place of its own, or all into a fresh folder"
-            )
     return further(opened, source, store, manifest, new, options, "append", {})
 
 
 def prepare_retry(
     dest: str | Path, source: str | None, codes: Sequence[str], fetch: FetchOptions | None = None
 ) -> Prepared | IngestReport:
-    """Plan the inputs that were rejected (by some `stage/code`, or all errors), as the source lists them now.
+    """Plan the inputs that were rejected (by some `stage/code`, or all errors), as the source lists them now; where there are none,
+    report on the corpus as it is.
 
     Raises:
-        As `prepare`, FileNotFoundError where there is no corpus, and ValueError where nothing was rejected by such a code.
+        As `prepare`, FileNotFoundError where there is no corpus, and ValueError for what is no code at all.
     """
     store = open_store(dest)
     manifest = read_manifest(store)
     rejected = rejected_keys(store, manifest)
-    if unknown := sorted(set(codes) - {code for _, code in rejected.values()}):
-        raise ValueError(f"nothing is rejected as {unknown[0]!r}; there are {', '.join(manifest.codes) or 'no errors'}")
+    if wrong := [code for code in codes if code.partition("/")[0] not in STAGES or not code.partition("/")[2]]:
+        stages = f"STAGE/CODE, where STAGE is one of {', '.join(STAGES)}"
+        raise ValueError(f"{wrong[0]!r} is no code; write {stages}; there are {', '.join(manifest.codes) or 'no errors'}")
     wanted = {
         key: (plan, code)
         for key, (plan, code) in rejected.items()
@@ -198,7 +192,7 @@ def further(
     stones = {} if manifest.tombstones is None else {"tombstones": manifest.tombstones}
     plan, table = plan_items(opened, items, classes, options, config | stones)
     if plan.plan_id not in plan_ids(store):
-        save_plan(store, plan, table)
+        write_plan(store, plan, table)
     return Prepared(opened, absolute(source), store, plan, classes, options, change, retried, manifest.generation)
 
 
@@ -206,14 +200,30 @@ def open_both(source: str | Path, dest: str | Path, options: IngestOptions) -> t
     opened, store = open_source(source, options.kind), open_store(dest)
     if isinstance(store, LocalStore) and store.root.is_file():
         raise FileExistsError(f"{dest} is a file; give a folder")
-    if isinstance(store, LocalStore) and "://" not in str(source) and store.root.resolve().is_relative_to(Path(source).resolve()):
+    inside = isinstance(store, LocalStore) and store.root.resolve().is_relative_to(Path(source).expanduser().resolve())
+    if inside and "://" not in str(source):
         raise ValueError(f"{dest} lies in the source {source}, and would be input itself; give a folder outside of it")
     return opened, store
 
 
+def write_plan(store: Store, plan: Plan, table: pa.Table) -> None:
+    """Freeze a plan at the destination, which is the first thing that is written there.
+
+    Raises:
+        OSError: nothing can be written there; the message says where and why.
+    """
+    try:
+        save_plan(store, plan, table)
+    except OSError as error:
+        if error.strerror is None:
+            raise  # a sentence already
+        why = f"cannot write {error.filename or store.location}: {error.strerror}"
+        raise type(error)(f"{why}; mend that, or give another DEST") from None
+
+
 def absolute(source: str | Path) -> str:
     """A source's place as it reads from anywhere."""
-    return str(source) if "://" in str(source) else str(Path(source).absolute())
+    return str(source) if "://" in str(source) else str(Path(source).expanduser().absolute())
 
 
 def plan_items(
@@ -241,46 +251,6 @@ def plan_items(
     }
     rows = [item.to_row() for item in items]
     return make_plan(rows, ITEM_SCHEMA, whole, seed=options.seed, shard_rows=options.shard_rows)
-
-
-def plan_keys(store: Store, plan_id: str) -> list[str]:
-    with store.open(input_name(plan_id)) as file:
-        keys: list[str] = pq.read_table(file, columns=["key"]).column("key").to_pylist()
-    return keys
-
-
-def plan_files(store: Store, plan_id: str) -> Iterator[tuple[tuple[str, int], str]]:
-    """The inputs of a plan as ((reference, size), key), where the size is known."""
-    with store.open(input_name(plan_id)) as file:
-        table = pq.read_table(file, columns=["key", "image", "nbytes"])
-    for key, image, nbytes in zip(*(column.to_pylist() for column in table.columns), strict=True):
-        if nbytes is not None:
-            yield (image, nbytes), key
-
-
-def rejected_keys(store: Store, manifest: Manifest) -> dict[str, tuple[str, str]]:
-    """The inputs that are rejected as things stand, with (plan, `stage/code`): as the last plan that had them decided."""
-    decided: dict[str, tuple[int, str]] = {}
-    position = {plan_id: number for number, plan_id in enumerate(manifest.plan_ids)}
-    for plan_id, key, code in rejections(store, manifest):
-        if position[plan_id] >= decided.get(key, (0, ""))[0]:
-            decided[key] = (position[plan_id], code)
-    if len(position) > 1:
-        for plan_id, number in position.items():
-            for key in plan_keys(store, plan_id):
-                if key in decided and decided[key][0] < number:
-                    del decided[key]  # that plan kept it
-    return {key: (manifest.plan_ids[number], code) for key, (number, code) in decided.items()}
-
-
-def rejections(store: Store, manifest: Manifest) -> Iterator[tuple[str, str, str]]:
-    """(plan, key, `stage/code`) of every row of the errors tables."""
-    for shard in read_shards(store, manifest.pages):
-        if shard.errors is not None:
-            with store.open(shard.errors) as file:
-                table = pq.read_table(file, columns=["key", "stage", "code"])
-            for row in table.to_pylist():
-                yield shard.plan, row["key"], f"{row['stage']}/{row['code']}"
 
 
 def finished(store: Store, plan: Plan) -> Manifest | None:

@@ -31,10 +31,10 @@ def write_artifact(
         artifact = Artifact(
             name=f"{spec.recipe}-{spec.run_id}",
             model=spec.model,
-            classes=corpus.classes,
+            classes=spec.model.classes or corpus.classes,
             provenance=provenance(spec, final_loss),
         )
-        write(folder, artifact, weights, golden_texts=[*corpus.captions(0), "a photo"])
+        write(folder, artifact, weights, golden_texts=[] if spec.model.is_classifier else [*corpus.captions(0), "a photo"])
     dist.barrier()
 
 

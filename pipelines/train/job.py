@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -25,6 +26,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sightline.models.artifact import DESCRIPTION
 from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.feed.inline import Feed, InlineFeed
+from sightline.pipelines.feed.job import RayFeed
 from sightline.pipelines.train.checkpoints import Place, newest, prune, write_atomically
 from sightline.pipelines.train.loop import Hooks, train
 from sightline.pipelines.train.metrics import record
@@ -198,7 +201,8 @@ def _worker(config: dict[str, Any]) -> None:
             write(step)
             progress.push.remote(step)
 
-        hooks = Hooks(report, progress.push.remote, preemption())
+        feed: Callable[[InlineFeed], Feed] = partial(RayFeed, actors=launch.feed_actors) if launch.feed_actors else lambda own: own
+        hooks = Hooks(report, progress.push.remote, preemption(), feed=feed)
         try:
             train(spec, launch, corpus, hooks)
         except FloatingPointError as error:  # on all ranks at once, and again in every attempt: nothing to retry

@@ -1,4 +1,5 @@
-"""A locked image tower (LiT, Zhai et al. 2022) never changes, so each image goes through it once and the features are kept.
+"""What an image tower starts from; and a locked one (LiT, Zhai et al. 2022) never changes, so each image goes through it once and
+the features are kept.
 
 Training then sees features [F] where it would see pixels: the trunk is taken out of the towers, an identity stands in
 its place, and the artifact gets the trunk back. Images are preprocessed as in evaluation (augmentation would need new
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sightline.models.artifact import DESCRIPTION, describe
 from sightline.models.codec import decode_rgb
+from sightline.models.interchange.load_weights import find, load_into
 from sightline.models.losses import Share
 from sightline.models.towers import ModelConfig, Towers
 from sightline.pipelines.corpus.reader import Corpus
@@ -29,23 +32,32 @@ def detach_trunk(towers: Towers, config: ModelConfig) -> nn.Module | None:
     """Load the pretrained trunk, if there is one; if it is locked, take it out of the towers and return it.
 
     Raises:
-        ValueError: the image tower has no timm trunk, or the checkpoint does not fit it.
+        ValueError: the checkpoint does not fit the image tower, or one without a timm trunk is to be locked.
     """
     if not config.pretrained_image:
         return None
-    trunk = getattr(towers.visual, "trunk", None)
-    if trunk is None:
-        raise ValueError("model.pretrained_image needs a timm image tower; set model.vision.timm_model_name")
-    weights = {name: tensor.float() for name, tensor in load_file(config.pretrained_image).items()}
-    result = trunk.load_state_dict(weights, strict=False)
-    if result.missing_keys:
-        raise ValueError(
-            f"{config.pretrained_image} does not fit {config.vision['timm_model_name']}: it lacks {result.missing_keys[:3]}"
-        )
+    trunk: nn.Module | None = getattr(towers.visual, "trunk", None)
+    load_into(towers if trunk is None else trunk, config.pretrained_image, config.pretrained_image_sha256, image_only=True)
+    if config.is_classifier:
+        load_head(towers, config)
     if not config.lock_image:
         return None
+    if trunk is None:
+        raise ValueError("model.lock_image needs a timm image tower; set model.vision.timm_model_name")
     towers.visual.trunk = nn.Identity()
     return trunk.eval().requires_grad_(False)
+
+
+def load_head(towers: Towers, config: ModelConfig) -> None:
+    """Take over a classifier's head if it is one for the same classes; another head starts anew."""
+    path = find(config.pretrained_image).path
+    if (path.parent / DESCRIPTION).is_file() and describe(path.parent).model.classes == config.classes:
+        own, theirs = (
+            {name: tensor for name, tensor in weights.items() if name.startswith("visual.head.")}
+            for weights in (towers.state_dict(), load_file(path))
+        )
+        if {name: tensor.shape for name, tensor in own.items()} == {name: tensor.shape for name, tensor in theirs.items()}:
+            towers.load_state_dict(theirs, strict=False)
 
 
 def features(

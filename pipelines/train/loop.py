@@ -7,13 +7,14 @@ Ways in which a run starts, in order: (1) its artifact exists: nothing to do; (2
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from torch.profiler import ProfilerActivity, profile, schedule, tensorboard_trace_handler
 
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.feed import ledger
+from sightline.pipelines.feed.inline import Feed, InlineFeed
 from sightline.pipelines.train import checkpoints
 from sightline.pipelines.train.finish import write_artifact
 from sightline.pipelines.train.rank import Step, set_up
@@ -29,12 +30,14 @@ class Hooks:
         say: gets what a person should know, on rank 0.
         leaving: whether this worker is about to be taken away; called by all ranks in each step.
         stop_when_leaving: end once that is so and the state is saved, rather than train on until it happens.
+        feed: another way to the batches of an inline feed.
     """
 
     report: Callable[[Step], None] = lambda step: None
     say: Callable[[str], None] = lambda line: None
     leaving: Callable[[], bool] = lambda: False
     stop_when_leaving: bool = False
+    feed: Callable[[InlineFeed], Feed] = lambda feed: feed
 
 
 def train(spec: RunSpec, launch: Launch, corpus: Corpus, hooks: Hooks = Hooks()) -> list[Step]:
@@ -58,8 +61,10 @@ def train(spec: RunSpec, launch: Launch, corpus: Corpus, hooks: Hooks = Hooks())
     done: list[Step] = []
     warned = False
     try:
-        with profiler(launch, rank.share.rank, first) as traced:
-            batches = rank.feed.batches(first, spec.steps)
+        with (
+            profiler(launch, rank.share.rank, first) as traced,
+            closing(hooks.feed(rank.feed).batches(first, spec.steps)) as batches,
+        ):
             rank.clock.take()
             for step in range(first, spec.steps):
                 rank.clock.enter("data")

@@ -27,13 +27,14 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from sightline.models.flops import cost, peak
 from sightline.models.losses import Share
-from sightline.models.objectives import Backward
+from sightline.models.objectives import Backward, Targets
 from sightline.models.sharding import Strategy, choose, clip_gradients, make_mesh, reduce_replicated, shard
 from sightline.models.text import get_tokenizer
 from sightline.models.towers import Towers, build
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.feed import ledger
-from sightline.pipelines.feed.inline import Batch, InlineFeed, feature_loader, pixel_loader
+from sightline.pipelines.feed.inline import Batch, InlineFeed, Loader, feature_loader, pixel_loader
+from sightline.pipelines.feed.labels import Labelled, places
 from sightline.pipelines.train import locked
 from sightline.pipelines.train.checkpoints import Checkpoints, State, write_atomically
 from sightline.pipelines.train.clock import Clock
@@ -46,6 +47,7 @@ class Step:
     """What one optimizer step reports; the loss is the one over the global batch, `read` the ledger's link.
 
     Attributes:
+        logit_scale: None where the model has none.
         workers: how many took it together.
         mfu: the model's arithmetic as a share of what the workers' GPUs could do; None where their peak is not known.
         seconds: where they went, see `clock.py`; they sum to the time since the step before.
@@ -55,7 +57,7 @@ class Step:
     loss: float
     grad_norm: float
     lr: float
-    logit_scale: float
+    logit_scale: float | None
     samples_per_s: float
     mfu: float | None
     seconds: Mapping[str, float]
@@ -74,6 +76,7 @@ class Rank:
     state: State
     trunk: nn.Module | None
     feed: InlineFeed
+    labelled: Labelled | None
     backward: Backward
     checkpoints: Checkpoints
     clock: Clock
@@ -95,7 +98,8 @@ class Rank:
         set_rate(self.state.optimizer, lr)
         inputs = batch.inputs.to(self.device)
         inputs = spec.model.preprocess.normalise(inputs) if self.trunk is None else inputs
-        mean_loss = self.backward(towers, inputs, batch.captions, partial(seed_torch, spec.seed, step))
+        labels_bL = self.labelled.weights(*self.feed.positions(step)) if self.labelled else None
+        mean_loss = self.backward(towers, inputs, Targets(batch.captions, labels_bL), partial(seed_torch, spec.seed, step))
         if self.device.type == "cuda":
             torch.cuda.synchronize()  # so that computing is not counted as waiting
 
@@ -118,11 +122,9 @@ class Rank:
         clock.enter("other")
         self.state.optimizer.step()
         self.state.optimizer.zero_grad()
-        with torch.no_grad():
-            towers.logit_scale.clamp_(max=4.6052)  # 100, as in CLIP
+        scale = clamped_scale(towers)
         if self.state.ema:
             self.state.ema.update(towers, step)
-        scale = float(towers.logit_scale.detach().exp())
         seconds = clock.take()
         rate = spec.global_batch / sum(seconds.values())
         mfu = rate * self.flops / self.peak if self.peak else None
@@ -175,7 +177,11 @@ def set_up(spec: RunSpec, launch: Launch, corpus: Corpus, say: Callable[[str], N
 
     # -- data: this rank's part of every batch, from any step on
     rows, _ = select_rows(corpus, spec.data)
-    if trunk is None:
+    labelled = labelled_rows(spec, corpus, rows) if spec.model.is_classifier else None
+    load: Loader
+    if labelled:
+        load = labelled.load
+    elif trunk is None:
         load = pixel_loader(corpus, spec.data.augment, spec.model.preprocess, spec.order_key)
     else:
         features = locked.features(trunk, corpus, rows, spec.model, launch.run_dir, device)
@@ -189,12 +195,34 @@ def set_up(spec: RunSpec, launch: Launch, corpus: Corpus, say: Callable[[str], N
         state=State(towers, adamw(towers, spec.optim), ema),
         trunk=trunk,
         feed=InlineFeed(load, rows, spec.order_key, spec.global_batch, share.own, threads=max(2, launch.threads)),
+        labelled=labelled,
         backward=spec.objective.prepare(
             tokenizer, share, lambda: (text for row in rows for text in corpus.captions(int(row))), launch.at_once
         ),
         checkpoints=Checkpoints(launch.saved_at, spec.run_id, keep=launch.keep, best_by=launch.keep_best),
         clock=clock,
     )
+
+
+def labelled_rows(spec: RunSpec, corpus: Corpus, rows: NDArray[np.int64]) -> Labelled:
+    """The rows as a classifier sees them."""
+    return Labelled(
+        corpus=corpus,
+        rows=rows,
+        places=places(corpus, rows, spec.model.classes),
+        classes=len(spec.model.classes),
+        options=spec.data.augment,
+        preprocess=spec.model.preprocess,
+        key=spec.order_key,
+    )
+
+
+@torch.no_grad()
+def clamped_scale(towers: Towers) -> float | None:
+    """Keep the logit scale at 100 or less, as in CLIP, and return it; None for a model without one."""
+    if not hasattr(towers, "logit_scale"):
+        return None
+    return float(towers.logit_scale.clamp_(max=4.6052).exp())
 
 
 def stopped(launch: Launch, step: int, loss: float, norm: float, uids: NDArray[np.uint8], rank: int) -> str:

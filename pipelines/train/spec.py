@@ -13,20 +13,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from sightline.models.augment import Augment
-from sightline.models.objectives import Contrastive
+from sightline.models.classifier import has_batch_norms
+from sightline.models.interchange.load_weights import find
+from sightline.models.interchange.origin import sha256
+from sightline.models.objectives import Classification, Contrastive, Prediction
+from sightline.models.rand_augment import STRONGEST
 from sightline.models.sharding import Strategy
-from sightline.models.towers import ModelConfig
+from sightline.models.towers import ModelConfig, build
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.view import select_view
+from sightline.pipelines.feed.labels import class_list, places
 from sightline.pipelines.train.optim import OptimConfig
 
 
@@ -59,7 +65,7 @@ class RunSpec:
 
     recipe: str
     model: ModelConfig
-    objective: Contrastive
+    objective: Annotated[Contrastive | Classification | Prediction, Field(discriminator="kind")]
     data: DataConfig
     optim: OptimConfig
     steps: int
@@ -93,13 +99,14 @@ class Launch:
         min_workers: the run goes on with so few, and grows again when there is room; None: always `workers`.
         threads: CPU threads a worker; on the CPU they compute, beside a GPU they load data.
         checkpoint_every: steps between checkpoints.
-        checkpoints: where they go, a path or an fsspec URL; "" for a folder in `run_dir`.
+        checkpoints: where those of all runs go, a path or an fsspec URL, a folder for each run; "" for one in `run_dir`.
         keep: how many of the newest checkpoints stay.
         evaluate: the split that each checkpoint is evaluated on beside the training; "" for none.
         keep_best: the metric whose best checkpoint stays too; "" for none.
         gpus: whether each worker has a GPU.
         retries: how often lost workers are started again.
         at_once: samples that a worker's towers take together; more are cut into parts (GradCache). None: all.
+        feed_actors: how many Ray actors, on CPUs of their own, read and decode for each worker; 0: its own threads do.
         recompute: drop the blocks' activations and compute them again in the backward pass: less memory, a third more arithmetic.
         strategy: how weights lie on the workers, see `models/sharding.py`; `auto` goes by the memory that they need.
         profile: the first and the last step of a trace by torch's profiler, in `run_dir/profile`; None for none.
@@ -118,6 +125,7 @@ class Launch:
     gpus: bool = False
     retries: int = 3
     at_once: int | None = None
+    feed_actors: int = 0
     recompute: bool = False
     strategy: Strategy | Literal["auto"] = "auto"
     profile: tuple[int, int] | None = None
@@ -125,8 +133,8 @@ class Launch:
 
     @property
     def saved_at(self) -> str:
-        """Where the checkpoints lie."""
-        return self.checkpoints or str(self.run_dir / "checkpoints")
+        """Where this run's checkpoints lie, and nobody else's."""
+        return f"{self.checkpoints.rstrip('/')}/{self.run_dir.name}" if self.checkpoints else str(self.run_dir / "checkpoints")
 
 
 def canonical_json(value: Any) -> str:
@@ -163,16 +171,19 @@ def check_ranges(spec: RunSpec) -> None:
     for name, low, high in (("cooldown", 0, 1), ("layer_decay", 0, 1), ("ema", 0, 0.999999)):
         if not low <= getattr(optim, name) <= high:
             raise ValueError(f"optim.{name}={getattr(optim, name)}; give a number from {low} to {high}")
-    if (spec.objective.loss == "sigmoid") != (spec.model.init_logit_bias is not None):
-        raise ValueError(
-            f"objective.loss={spec.objective.loss} and model.init_logit_bias={spec.model.init_logit_bias} do not go together; "
-            "the sigmoid loss begins with a bias (SigLIP: model.init_logit_bias=-10), info_nce has none"
-        )
+    if isinstance(spec.objective, Classification):
+        check_classification(spec, spec.objective)
+    else:
+        check_pairs(spec, spec.objective)
     augment = spec.data.augment
     for name in ("flip", "grey", "word_drop", "feature_drop"):
         if not 0 <= getattr(augment, name) < (1 if name.endswith("drop") else 1.000001):
             raise ValueError(f"{name}={getattr(augment, name)}; give a probability")
-    on_pixels = [name for name in ("crop_area", "shift", "flip", "grey") if getattr(augment, name)]
+    if augment.rand_augment and not (augment.rand_augment[0] >= 0 and 0 <= augment.rand_augment[1] <= STRONGEST):
+        raise ValueError(
+            f"rand_augment={list(augment.rand_augment)}; give [operations, strength], as in [2, 9], strength at most {STRONGEST}"
+        )
+    on_pixels = [name for name in ("crop_area", "shift", "flip", "rand_augment", "grey") if getattr(augment, name)]
     if spec.model.lock_image and on_pixels:
         raise ValueError(
             f"a locked image tower's features are computed once, without augmentation; leave out {', '.join(on_pixels)}"
@@ -181,12 +192,52 @@ def check_ranges(spec: RunSpec) -> None:
         raise ValueError("feature_drop is for a locked image tower; give model.lock_image=true or leave it out")
 
 
+def check_pairs(spec: RunSpec, objective: Contrastive | Prediction) -> None:
+    """Refuse what does not go with images and captions.
+
+    Raises:
+        ValueError: with what to give instead.
+    """
+    if spec.model.is_classifier or spec.model.classes or spec.model.is_predictor != isinstance(objective, Prediction):
+        raise ValueError(
+            f"a {objective.kind} objective does not go with this model.text or model.classes; take a recipe such as clip_small "
+            "(contrastive) or captions_small (prediction)"
+        )
+    if isinstance(objective, Contrastive) and (objective.loss == "sigmoid") != (spec.model.init_logit_bias is not None):
+        raise ValueError(
+            f"objective.loss={objective.loss} and model.init_logit_bias={spec.model.init_logit_bias} do not go together; "
+            "the sigmoid loss begins with a bias (SigLIP: model.init_logit_bias=-10), info_nce has none"
+        )
+    if spec.data.augment.mixup or spec.data.augment.cutmix:
+        raise ValueError("mixup and cutmix mix labels, and captions cannot be mixed; leave them out")
+
+
+def check_classification(spec: RunSpec, objective: Classification) -> None:
+    """Refuse what does not go with a classifier.
+
+    Raises:
+        ValueError: with what to give instead.
+    """
+    if not spec.model.is_classifier:
+        raise ValueError("a classification objective needs a model without a text tower (text={}); take a recipe such as vit_b16")
+    if spec.model.lock_image:
+        raise ValueError("a classifier trains its image tower; leave out model.lock_image, or give optim.layer_decay")
+    if not 0 <= objective.label_smoothing < 1:
+        raise ValueError(f"objective.label_smoothing={objective.label_smoothing}; give a share from 0 to 1")
+    augment = spec.data.augment
+    for name in ("mixup", "cutmix"):
+        if not 0 <= getattr(augment, name) < float("inf"):
+            raise ValueError(f"{name}={getattr(augment, name)}; give the α of a Beta distribution, or 0 for none")
+    if ignored := [name for name in ("grey_removes", "word_drop") if getattr(augment, name)]:
+        raise ValueError(f"{' and '.join(ignored)} change captions, and a classifier reads none; leave them out")
+
+
 def resolve(spec: RunSpec, corpus: Corpus, *, bf16_available: bool) -> RunSpec:
     """The spec with everything filled in that depends on the corpus, the device and local files.
 
     Raises:
-        ValueError: the selection is smaller than a global batch.
-        FileNotFoundError: the pretrained image tower is not there.
+        ValueError: the selection is smaller than a global batch, a row lacks what the objective needs, the model cannot be built,
+            or there are no such pretrained weights.
     """
     check_ranges(spec)
     rows, view = select_rows(corpus, spec.data)
@@ -196,27 +247,45 @@ def resolve(spec: RunSpec, corpus: Corpus, *, bf16_available: bool) -> RunSpec:
             f"the corpus has {len(rows)} rows in {what}, fewer than one global batch of {spec.global_batch}; "
             f"give global_batch={max(1, len(rows))} or a larger corpus"
         )
+    model = spec.model
+    if isinstance(spec.objective, Classification):
+        model = replace(model, classes=model.classes or class_list(corpus))
+        places(corpus, rows, model.classes)
+    else:
+        check_captions(corpus, rows, what)
+    if model.pretrained_image:
+        source = model.pretrained_image
+        digest = sha256(find(source).path)
+        source = str(Path(source).resolve()) if Path(source).exists() else source
+        model = replace(model, pretrained_image=source, pretrained_image_sha256=digest)
+    elif model.lock_image:
+        raise ValueError("a locked image tower needs its weights; give model.pretrained_image=PATH of a timm safetensors file")
+    with torch.device("meta"):  # what cannot be built is said here, before anything is started
+        batch_norms = has_batch_norms(build(model))
+    if batch_norms:
+        raise ValueError(
+            "this image tower has batch norms, and their numbers depend on which rows a worker holds; start from weights by "
+            "model.pretrained_image=PATH (they are frozen then), or take a tower without: any ViT, Swin or ConvNeXt, resnet50_gn, "
+            "resnetv2_50x1_bit, or a ResNet with model.vision.norm_layer=groupnorm"
+        )
+    precision = ("bf16" if bf16_available else "fp32") if spec.precision == "auto" else spec.precision
+    # The opened corpus' own location is absolute: workers may have another working directory than the command that started them.
+    data = replace(spec.data, root=corpus.root, corpus=corpus.location, view=view)
+    return replace(spec, model=model, precision=precision, data=data)
+
+
+def check_captions(corpus: Corpus, rows: NDArray[np.int64], what: str) -> None:
+    """Refuse rows without a caption.
+
+    Raises:
+        ValueError: with how to leave them out.
+    """
     captions = pc.list_value_length(corpus.sidecar(["captions"])["captions"]).take(pa.array(rows))
     if silent := int(pc.sum(pc.equal(captions, 0)).as_py()):
         raise ValueError(
             f"{silent} rows in {what} have no caption; give each image one and ingest again, or leave them out by a filter of "
             "`sightline corpus filter CORPUS NAME --caption-words 1:`"
         )
-    model = spec.model
-    if model.pretrained_image:
-        path = Path(model.pretrained_image)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"no pretrained image tower at {path}; give model.pretrained_image=PATH of a timm safetensors file"
-            )
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        model = replace(model, pretrained_image=str(path.resolve()), pretrained_image_sha256=digest)
-    elif model.lock_image:
-        raise ValueError("a locked image tower needs its weights; give model.pretrained_image=PATH of a timm safetensors file")
-    precision = ("bf16" if bf16_available else "fp32") if spec.precision == "auto" else spec.precision
-    # The opened corpus' own location is absolute: workers may have another working directory than the command that started them.
-    data = replace(spec.data, root=corpus.root, corpus=corpus.location, view=view)
-    return replace(spec, model=model, precision=precision, data=data)
 
 
 def select_rows(corpus: Corpus, data: DataConfig) -> tuple[NDArray[np.int64], str]:

@@ -23,19 +23,23 @@ def evaluate(
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     json: Json = False,
 ) -> None:
-    """Score a model: zero-shot accuracy (seen and held-out classes), retrieval, masks.
+    """Score a model: zero-shot accuracy (seen and held-out classes), retrieval, masks; a classifier: its accuracy;
+    a model that predicts captions: zero-shot accuracy and its loss.
 
     \b
     Example:
       sightline evaluate runs/clip_demo-0123456789ab corpora/sample
       sightline evaluate ViT-B-32/laion2b_s34b_b79k corpora/flickr8k --split test --json
+      sightline evaluate runs/imagenette_finetune-0123456789ab corpora/imagenette --split val
     """
+    from sightline.models import artifact
     from sightline.models.load import load_model
     from sightline.pipelines.corpus.reader import Corpus
     from sightline.pipelines.evaluate.evaluate import evaluate as score
 
     opened = Corpus.open(corpus)
-    loaded = load_model(model, device)
+    folder = artifact.find(model)
+    loaded = artifact.load_any(folder, device) if folder else load_model(model, device)
     with stages_bar() as progress:
         report = score(loaded, opened, split, progress)
     log.print(f"{report.model} on {corpus} (split {report.split or 'all rows'}, root {report.corpus_root[:12]})")
@@ -43,11 +47,15 @@ def evaluate(
 
 
 def scores_table(report: Evaluation) -> Table:
-    """Scores as percentages, counts as they are."""
+    """Scores as percentages, losses and counts as they are."""
     lines = [
         (
             name,
-            shown(int(value)) if name.endswith(("rows", "images", "captions", "classes")) else f"{100 * value:.1f} %",
+            shown(int(value))
+            if name.endswith(("rows", "images", "captions", "classes"))
+            else f"{value:.3f}"
+            if name.endswith("loss")
+            else f"{100 * value:.1f} %",
         )
         for name, value in report.metrics.items()
     ]

@@ -26,13 +26,18 @@ def train(
     gpus: Annotated[bool, typer.Option(help="Give each worker a GPU (NCCL, bf16).")] = False,
     runs: Annotated[Path, typer.Option(help="Where runs live; every worker must see this folder.")] = Path("runs"),
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200,
-    checkpoints: Annotated[str, typer.Option(help="Where checkpoints go: a folder, or a URL (s3://...).")] = "",
+    checkpoints: Annotated[
+        str, typer.Option(help="Where checkpoints go, a folder for each run: a path, or a URL (s3://...).")
+    ] = "",
     keep: Annotated[int, typer.Option(min=1, help="How many of the newest checkpoints stay.")] = 2,
     evaluate: Annotated[str, typer.Option(metavar="SPLIT", help="Evaluate each checkpoint on it beside the training.")] = "",
     keep_best: Annotated[str, typer.Option(metavar="METRIC", help="The checkpoint with most of it stays too.")] = "",
     at_once: Annotated[
         int | None, typer.Option(min=1, help="Samples that a worker's towers take together; more go in parts.")
     ] = None,
+    feed_actors: Annotated[
+        int, typer.Option(min=0, help="Ray actors, on CPUs of their own, that decode for each worker; 0: its own threads.")
+    ] = 0,
     recompute: Annotated[bool, typer.Option(help="Compute activations again instead of keeping them: less memory.")] = False,
     strategy: Annotated[
         Literal["auto", "ddp", "fsdp", "hsdp"], typer.Option(help="How weights lie on the workers; auto goes by memory.")
@@ -89,6 +94,7 @@ def train(
         keep_best=keep_best,
         gpus=gpus,
         at_once=at_once,
+        feed_actors=feed_actors,
         recompute=recompute,
         strategy=strategy,
         profile=bounds(profile, "--profile", "10:12") if profile else None,
@@ -115,7 +121,7 @@ def train_on_ray(spec: RunSpec, launch: Launch, address: str | None) -> TrainRep
     with ray_session(address, debug=settings.debug()):
         if address is None:
             check_workers(launch.workers, gpus=launch.gpus)
-        spare = 1 if launch.evaluate else 0  # for whoever evaluates
+        spare = (1 if launch.evaluate else 0) + launch.workers * launch.feed_actors  # beside the workers
         threads = max(1, (available_cpus() - spare) // launch.workers)
         with training_bar(spec.steps) as show:
             return job.run(spec, replace(launch, threads=threads), show, log.print)
@@ -132,6 +138,8 @@ def train_without_ray(spec: RunSpec, launch: Launch) -> TrainReport | None:
         )
     if launch.evaluate or launch.keep_best:
         raise ValueError("--evaluate and --keep-best need Ray, which evaluates beside the training; leave them out")
+    if launch.feed_actors:
+        raise ValueError("--feed-actors are Ray's; without Ray each process decodes in its own threads: leave it out")
     launch = replace(launch, threads=torch.get_num_threads())
     if settings.torchrun_rank():  # rank 0 speaks
         return alone.run(spec, launch)

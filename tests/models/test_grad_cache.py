@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from sightline.models.losses import Share
-from sightline.models.objectives import Contrastive
+from sightline.models.objectives import Contrastive, Targets
 from sightline.models.sharding import make_mesh, reduce_replicated, shard
 from sightline.models.text import get_tokenizer
 from sightline.models.towers import ModelConfig, build
@@ -57,7 +57,7 @@ def cached(config: ModelConfig, at_once: int) -> dict[str, Tensor]:
         shard(towers, make_mesh("fsdp", "cpu", dist.get_world_size(), 1), bf16=False)
     share = Share.of(B, group)
     run = Contrastive().prepare(get_tokenizer(config.tokenizer, 12), share, lambda: TEXTS, at_once)
-    run(towers, images()[share.own], TEXTS[share.own], seed)
+    run(towers, images()[share.own], Targets(TEXTS[share.own]), seed)
     reduce_replicated(towers, group)
     grads = {name: parameter.grad for name, parameter in towers.named_parameters() if parameter.grad is not None}
     return {name: grad.full_tensor() if isinstance(grad, DTensor) else grad for name, grad in grads.items()}

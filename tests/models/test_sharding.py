@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from sightline.models.losses import Share
-from sightline.models.objectives import Contrastive
+from sightline.models.objectives import Contrastive, Targets
 from sightline.models.preprocess import Preprocess
 from sightline.models.sharding import Strategy, blocks, choose, clip_gradients, grad_norm, make_mesh, reduce_replicated, shard
 from sightline.models.text import get_tokenizer
@@ -61,7 +61,7 @@ def gradients_of(config: ModelConfig, objective: Contrastive, strategy: Strategy
         shard(towers, make_mesh(strategy, "cpu", dist.get_world_size(), max(1, dist.get_world_size() // 2)), bf16=False)
     share = Share.of(8, group)
     run = objective.prepare(get_tokenizer(config.tokenizer, 12), share, lambda: CAPTIONS)
-    run(towers, image[share.own], CAPTIONS[share.own], lambda first: None)
+    run(towers, image[share.own], Targets(CAPTIONS[share.own]), lambda first: None)
     reduce_replicated(towers, group)
     found = {"norm": grad_norm(towers)}
     for name, parameter in towers.named_parameters():

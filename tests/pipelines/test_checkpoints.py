@@ -66,7 +66,7 @@ def test_any_number_of_workers_goes_on_where_another_stopped(digits: Corpus, tmp
 def test_a_bucket_holds_checkpoints_as_a_folder_does(digits: Corpus, tmp_path: Path, s3: MakeBucket) -> None:
     spec = short(digits)
     here = Launch(tmp_path / "here", checkpoint_every=2)
-    there = Launch(tmp_path / "there", checkpoint_every=2, checkpoints=f"{s3()}/runs/a", keep=3)
+    there = Launch(tmp_path / "there", checkpoint_every=2, checkpoints=f"{s3()}/checkpoints", keep=3)
     on_ranks(1, tmp_path / "r0", go, spec, here)
     assert len(on_ranks(2, tmp_path / "r1", go, spec, there, 5)[0]) == 5
     found = checkpoints.newest(there.saved_at, spec.run_id)

@@ -11,13 +11,14 @@ import fsspec
 import pyarrow as pa
 import pytest
 
+from sightline.cli.corpus.why import told
 from sightline.pipelines.corpus.columns import Rule, write_column
 from sightline.pipelines.corpus.commit import commit_plan
 from sightline.pipelines.corpus.forget import forget
 from sightline.pipelines.corpus.plan import make_plan, save_plan
 from sightline.pipelines.corpus.reader import Corpus
-from sightline.pipelines.corpus.shards import write_shard
-from sightline.pipelines.corpus.store import Store
+from sightline.pipelines.corpus.shards import Answer, write_shard
+from sightline.pipelines.corpus.store import Store, open_store
 from sightline.pipelines.corpus.why import why
 from tests.pipelines.test_corpus import KEYS, example, rejection
 from tests.pipelines.test_corpus_forget import rows_of, write
@@ -58,6 +59,22 @@ def test_what_was_left_out_tells_the_reason(store: Store, key: str, verdict: str
         (verdict, code, "the reason")
     ]
     assert account.places == ()
+
+
+def test_what_a_server_said_is_told_with_the_row_that_it_sent(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "corpus")
+    plan, table = make_plan([{"key": row.key} for row in (example(1), example(2))], KEYS, {}, seed=0, shard_rows=20)
+    save_plan(store, plan, table)
+    answers = [Answer("0001", "https://example.org/1", '"e1"', None, "Mon, 23 Nov 2026 00:00:00 GMT")]
+    rows = [example(int(key)) for key in table["key"].to_pylist()]
+    commit_plan(store, plan, {0: write_shard(store, plan.plan_id, 0, rows, answers)}, [], {})
+    (downloaded,), (copied,) = why(store.location, "0001"), why(store.location, "0002")
+    assert [place.answer for place in downloaded.places] == answers
+    assert [place.answer for place in copied.places] == [None]
+    cells = [*told(downloaded)[0].columns[0].cells], [str(cell) for cell in told(downloaded)[0].columns[1].cells]
+    shown = dict(zip(*cells, strict=True))
+    assert (shown["server: url"], shown["server: etag"]) == ("https://example.org/1", '"e1"')
+    assert "server: last-modified" not in shown
 
 
 def test_equal_pairs_are_accounts_of_their_own(store: Store) -> None:

@@ -17,7 +17,7 @@ from sightline.pipelines.curate.filters import FilterSpec, make_filter
 from sightline.pipelines.curate.rules import RowRules
 from sightline.pipelines.curate.scorers import PerceptualHash
 from sightline.pipelines.ingest.report import IngestOptions
-from tests.conftest import CommandLine
+from tests.conftest import CommandLine, InlineCommandLine
 from tests.corpora import ingest_alone
 
 
@@ -87,3 +87,9 @@ def test_conditions_are_called_as_their_options(digits: Corpus) -> None:
     info = make_filter(digits, "named", FilterSpec(rows=RowRules(formats=("jpeg",), splits=("train",))))
     assert {name for name in info.counts if name.startswith("cost/")} == {"cost/format", "cost/split"}
     assert json.loads(json.dumps(info.rule)) == {"formats": ["jpeg"], "splits": ["train"]}
+
+
+def test_perceptual_hashes_have_one_name(cli_inline: InlineCommandLine, digits: Corpus) -> None:
+    refused = cli_inline("corpus", "score", digits.location, "looks", "--phash")
+    assert refused.exit_code == 2
+    assert f"write `sightline corpus score {digits.location} phash --phash`" in refused.stderr

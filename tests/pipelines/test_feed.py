@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-from sightline.models.augment import Augment
+from sightline.models.augment import Augment, augment
+from sightline.models.codec import decode_rgb
 from sightline.models.preprocess import Preprocess
 from sightline.pipelines.corpus.reader import Corpus
-from sightline.pipelines.feed.inline import InlineFeed, pixel_loader
+from sightline.pipelines.feed.inline import InlineFeed, generator, pixel_loader
+from sightline.pipelines.feed.order import permute
 
 PREPROCESS = Preprocess(size=32)
 AUGMENT = Augment(shift=3, grey=0.5, grey_removes=("red", "blue"), flip=0.5, crop_area=(0.5, 1.0))
@@ -27,6 +30,22 @@ def test_batches_are_the_same_at_any_world_size_thread_count_and_start(digits: C
         assert captions == [caption for part in split for caption in part[step].captions]
         if step >= 9:
             assert torch.equal(pixels, late[step - 9].inputs) and captions == late[step - 9].captions
+
+
+def test_batches_are_what_a_plain_loop_over_the_positions_reads(digits: Corpus) -> None:
+    rows = digits.select("train")
+    position = 0
+    for batch in feed(digits, None, 2).batches(0, 11):
+        assert batch.first == position and len(batch.inputs) == len(batch.captions) == 24
+        for i, (pixels, caption) in enumerate(zip(batch.inputs, batch.captions, strict=True)):
+            epoch, place = divmod(position, len(rows))
+            row = int(rows[permute(np.array([place]), len(rows), "k", epoch)[0]])
+            said = digits.captions(row)
+            rgb = decode_rgb(digits.image(row))
+            wanted = augment(rgb, said[(row + epoch) % len(said)], AUGMENT, PREPROCESS, generator("k", epoch, row))
+            assert torch.equal(pixels, wanted[0]) and caption == wanted[1]
+            assert batch.uids[i].tobytes() == digits.uid(row) and batch.epochs[i] == epoch
+            position += 1
 
 
 def test_a_broken_row_stops_the_feed(digits: Corpus) -> None:

@@ -56,7 +56,7 @@ def joined(prepared: Prepared | IngestReport) -> IngestReport:
 def test_append_takes_only_keys_that_were_never_seen(tmp_path: Path) -> None:
     corpus = ingest_alone(photos(tmp_path / "source", ["a", "b", "c"], damaged=("b",)), tmp_path / "corpus")
     before = Corpus.open(corpus)
-    more = photos(tmp_path / "more", ["b", "c", "d", "e"])
+    more = photos(tmp_path / "more", ["b", "c", "d", "e"], damaged=("b",))
     report = joined(prepare_append(more, corpus, IngestOptions()))
     assert (report.seen, report.kept, report.errors, report.generation) == (5, 4, 1, 2)
     after = Corpus.open(corpus)
@@ -182,8 +182,15 @@ def test_retry_of_what_is_still_damaged_can_be_repeated(tmp_path: Path) -> None:
 
 def test_retry_names_the_codes_that_there_are(tmp_path: Path) -> None:
     corpus = ingest_alone(photos(tmp_path / "source", ["a", "b"], damaged=("b",)), tmp_path / "corpus")
-    with pytest.raises(ValueError, match=r"nothing is rejected as 'fetch/timeout'; there are decode/not_an_image"):
-        prepare_retry(corpus, None, ["fetch/timeout"])
+    with pytest.raises(ValueError, match=r"'timeout' is no code; write STAGE/CODE.*; there are decode/not_an_image"):
+        prepare_retry(corpus, None, ["timeout"])
+
+
+def test_retry_of_a_code_that_nothing_has_changes_nothing(tmp_path: Path) -> None:
+    corpus = ingest_alone(photos(tmp_path / "source", ["a", "b"], damaged=("b",)), tmp_path / "corpus")
+    report = prepare_retry(corpus, None, ["fetch/timeout"])
+    assert isinstance(report, IngestReport)
+    assert (report.generation, report.errors) == (1, 1)
 
 
 def test_what_was_forgotten_does_not_come_back_by_an_append(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""A store that refuses everything stops an ingest, which goes on later; one that refuses one object costs one error row."""
+"""A store that refuses everything, or a folder that has gone, stops an ingest; it goes on later. One object costs one error row."""
 
 from __future__ import annotations
 
 import json
+import pickle
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from sightline.pipelines.ingest.build import build_shard
 from sightline.pipelines.ingest.prepare import prepare
 from sightline.pipelines.ingest.report import IngestOptions
 from tests.corpora import digits_source, finish_alone, ingest_alone
+from tests.pipelines.sources import arrow, gzipped, parquet, tar, tree
 from tests.s3 import MakeBucket, S3Server
 
 DENY = {
@@ -128,6 +130,51 @@ def test_another_corpus_as_the_source_stops_it_too(
         build_shard(prepared.store, prepared.plan, prepared.source, 0)
 
 
+LAYOUTS: dict[str, dict[str, bytes | str]] = {
+    "class_folder": {"cat/a.jpg": b"a", "cat/b.jpg": b"b"},
+    "webdataset": {"0.tar": tar([("a.jpg", b"a")]), "1.tar.gz": gzipped(tar([("b.jpg", b"b")]))},
+    "parquet": {"x.parquet": parquet([{"image": b"a"}])},
+    "arrow": {"x.arrow": arrow([{"image": b"a"}], stream=False)},
+    "mask_folder": {"images/a.jpg": b"a", "masks/a.png": b"a"},
+}
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder", "a file"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_folder_that_has_gone_stops_the_ingest_and_it_goes_on_when_it_is_back(tmp_path: Path, layout: str, left: str) -> None:
+    folder = tree(tmp_path / "source", LAYOUTS[layout])
+    prepared = prepare(folder, tmp_path / "corpus", IngestOptions())
+    folder.rename(tmp_path / "unmounted")
+    if left == "an empty folder":
+        folder.mkdir()
+    elif left == "a file":
+        folder.touch()
+    with pytest.raises(ConnectionError, match=r"source has gone since it was listed: .*; bring it back$"):
+        build_shard(prepared.store, prepared.plan, prepared.source, 0)
+    assert not done_records(prepared.store, prepared.plan.plan_id)
+    if folder.is_dir():
+        folder.rmdir()
+    folder.unlink(missing_ok=True)
+    (tmp_path / "unmounted").rename(folder)
+    assert set(finish_alone(prepared).rejected_by_code) <= {"decode/not_an_image"}
+
+
+def test_a_file_that_has_gone_is_one_error_row(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "source", LAYOUTS["class_folder"])
+    prepared = prepare(folder, tmp_path / "corpus", IngestOptions())
+    (folder / "cat" / "a.jpg").unlink()
+    assert finish_alone(prepared).rejected_by_code == {"decode/not_an_image": 1, "read/missing": 1}
+
+
+def test_a_corpus_that_has_gone_stops_the_ingest_of_it(tmp_path: Path) -> None:
+    source = ingest_alone(digits_source(tmp_path / "digits", 8, 2, 2), tmp_path / "source")
+    prepared = prepare(source, tmp_path / "copy", IngestOptions())
+    travelled = pickle.loads(pickle.dumps(prepared.source))
+    source.rename(tmp_path / "unmounted")
+    with pytest.raises(ConnectionError, match="source has gone since it was listed"):
+        build_shard(prepared.store, prepared.plan, travelled, 0)
+
+
 def test_a_destination_that_refuses_is_one_sentence(s3: MakeBucket, checks_who_asks: Callable[[], None], tmp_path: Path) -> None:
     prepared = prepare(digits_source(tmp_path / "source", 8, 2, 2), f"{s3()}/corpus", IngestOptions())
     checks_who_asks()
@@ -165,3 +212,20 @@ def test_a_store_that_does_not_answer_is_a_connection_error(s3: MakeBucket, monk
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(ConnectionError, match=r"s3://b/c cannot be (reached|used)"):
         open_store("s3://b/c").size("x")
+
+
+def test_a_destination_that_cannot_be_written_is_one_sentence_before_any_work(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "source", LAYOUTS["class_folder"])
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"^cannot write .*/file/.*: Not a directory; mend that, or give another DEST$"):
+        prepare(folder, tmp_path / "file" / "corpus", IngestOptions())
+
+
+def test_a_source_in_the_home_folder_may_be_written_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tree(tmp_path / "source", LAYOUTS["webdataset"])
+    prepared = [prepare(place, tmp_path / "corpus", IngestOptions()) for place in ("~/source", "~/source/{0.tar,1.tar.gz}", folder)]
+    assert prepared[0].location == prepared[2].location == str(folder)
+    assert len({one.plan.plan_id for one in prepared}) == 1
+    with pytest.raises(ValueError, match="lies in the source"):
+        prepare("~/source", "~/source/corpus", IngestOptions())

@@ -74,6 +74,27 @@ def test_coco_that_contradicts_itself_is_refused(tmp_path: Path, change: dict[st
         coco(tmp_path, captions_x={"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [], **change})
 
 
+@pytest.mark.parametrize("image_id", [[1], {"id": 1}, None, "1"])
+def test_an_annotation_of_no_image_is_one_sentence(tmp_path: Path, image_id: Any) -> None:
+    note = {"id": 1, "image_id": image_id, "caption": "x"}
+    with pytest.raises(ValueError, match=r"captions_x.json: the annotation 1 is of the image .*, which `images` lacks; add it"):
+        coco(tmp_path, captions_x={"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [note]})
+    thing = {"id": 1, "image_id": 1, "category_id": image_id}
+    with pytest.raises(ValueError, match=r"captions_x.json: the annotation 1 has the category .*; `categories` lacks it"):
+        coco(tmp_path, captions_x={"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [thing]})
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_number_that_json_has_not_costs_its_image_alone(tmp_path: Path, number: str) -> None:
+    images = ", ".join(f'{{"id": {i}, "file_name": "{i}.jpg"}}' for i in (1, 2))
+    things = ", ".join(f'{{"id": {i}, "image_id": {i}, "category_id": 3, "area": {area}}}' for i, area in ((1, number), (2, "1.5")))
+    text = f'{{"images": [{images}], "annotations": [{things}], "categories": [{{"id": 3, "name": "cat"}}]}}'
+    found = items(Coco.open(tree(tmp_path, {"instances_x.json": text, "1.jpg": "1", "2.jpg": "2"})))
+    assert codes(found) == {"1.jpg": "no_json"}
+    assert "instances_x.json has a value without a JSON form" in str(found["1.jpg"].verdict)
+    assert (found["1.jpg"].labels, extra(found["2.jpg"])["objects"][0]["area"]) == ((3,), 1.5)
+
+
 def test_a_lone_surrogate_in_coco_is_one_error_row(tmp_path: Path) -> None:
     images: list[dict[str, Any]] = [{"id": i, "file_name": f"{i}.jpg"} for i in range(4)]
     images[0]["file_name"], images[1]["licence"] = "\ud800.jpg", "\ud800"

@@ -119,3 +119,15 @@ def test_extra_json_with_a_lone_surrogate_is_one_error_row(tmp_path: Path) -> No
     rows = [{"image": b"0", "key": "a", "extra": '{"x": "\\ud800"}'}, {"image": b"1", "key": "b", "extra": '{"x": "y"}'}]
     found = [sound(item) for item in open_source(put(tmp_path, {"x.parquet": parquet(rows)})).items()]
     assert [item.verdict and item.verdict.code for item in found] == ["text_not_utf8", None]
+
+
+@pytest.mark.parametrize("depth", [300, 900, 100_000])
+def test_extra_json_that_is_nested_too_deeply_costs_its_row_alone(tmp_path: Path, depth: int) -> None:
+    """Where it cannot even be read, it is text like any other."""
+    rows = [{"image": b"0", "key": "a", "extra": '{"x":' * depth + "1" + "}" * depth}, {"image": b"1", "key": "b", "extra": "{}"}]
+    found = items(open_source(put(tmp_path, {"x.parquet": parquet(rows)})))
+    assert found["b"].verdict is None
+    said = found["a"].verdict
+    kept = extra(found["a"]) == {"extra": rows[0]["extra"]} if depth == 100_000 else '"x":1' in found["a"].extra
+    assert kept if said is None else (said.code == "no_json" and "nested too deeply" in said.message)
+    assert (said is None) == (depth != 900)

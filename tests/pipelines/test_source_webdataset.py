@@ -16,12 +16,13 @@ from sightline.models.codec import FORMATS
 from sightline.pipelines.corpus.plan import read_chunk
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.export.export import export
+from sightline.pipelines.export.sample import extension
 from sightline.pipelines.ingest.prepare import prepare
 from sightline.pipelines.ingest.report import IngestOptions
 from sightline.pipelines.ingest.sources.detect import open_source
 from sightline.pipelines.ingest.sources.item import Item
 from sightline.pipelines.ingest.sources.webdataset import WebDataset
-from tests.corpora import ingest_alone
+from tests.corpora import finish_alone, ingest_alone
 from tests.pipelines.sources import NFC, NFD, bytes_of, codes, extra, gzipped, items, put, tar
 
 
@@ -132,6 +133,18 @@ def test_a_row_of_every_format_that_we_decode_survives_an_export(tmp_path: Path)
     assert again.manifest.fingerprint == corpus.manifest.fingerprint
 
 
+def test_a_file_of_every_format_that_we_decode_ends_as_other_programs_expect() -> None:
+    known = Image.registered_extensions()
+    assert {format: known.get(f".{extension(format.lower())}") for format in FORMATS} == {format: format for format in FORMATS}
+    assert [extension(format) for format in ("jpeg", "tiff", "jpeg2000", "pixar", "unheard")] == [
+        "jpg",
+        "tif",
+        "jp2",
+        "pxr",
+        "unheard",
+    ]
+
+
 def test_a_name_with_dots_is_told_where_a_samples_name_ends(tmp_path: Path) -> None:
     (item,) = items(open_source(put(tmp_path, {"x.tar": tar([("dotted.name.v2.jpg", b"x")])}))).values()
     assert item.verdict is not None
@@ -161,6 +174,9 @@ OWN = {"key": "a", **OURS}
     ([("a.json", b'{"caption": 3}')], "no_text", "the caption 3 is no text"),
     ([("a.captions.json", b'["x", {}]')], "no_text", "the caption {} is no text"),
     ([("a.json", json.dumps(OWN | {"labels": 3}))], "bad_labels", "has the labels 3"),
+    ([("a.json", json.dumps(OWN | {"labels": [-1]}))], "bad_labels", "has the labels [-1]; give a list of whole numbers from 0"),
+    ([("a.json", json.dumps(OWN | {"labels": [True]}))], "bad_labels", "has the labels [True]"),
+    ([("a.json", json.dumps(OWN | {"labels": [2**31]}))], "bad_labels", "has the labels [2147483648]"),
     ([("a.json", json.dumps(OWN | {"labels": ["\ud800"]}))], "text_not_utf8", "a label has a lone surrogate"),
     ([("a.json", b'{"caption": "\\ud800"}')], "text_not_utf8", "its captions has a lone surrogate"),
     ([("a.json", b'{"note": ["\\ud800"]}')], "text_not_utf8", "its extra has a lone surrogate"),
@@ -175,6 +191,55 @@ def test_a_sample_that_makes_no_sense_is_one_error_row(tmp_path: Path, members: 
     assert (verdict.stage, verdict.code) == ("list", code)
     assert said in verdict.message
     assert {key: item.verdict for key, item in found.items()} == {"x.tar/b": None}
+
+
+def test_a_message_about_labels_is_short_however_many_there_are(tmp_path: Path) -> None:
+    data = tar([("a.jpg", b"x"), ("a.json", json.dumps(OWN | {"labels": [-1] * 100_000}))])
+    (item,) = items(open_source(put(tmp_path, {"x.tar": data}))).values()
+    assert item.verdict is not None
+    assert len(item.verdict.message) < 200
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT])
+def test_a_member_whose_name_is_no_utf8_is_one_error_row_with_its_bytes_spelled_out(tmp_path: Path, format: int) -> None:
+    names = ["a.jpg", "caf\xe9.jpg", "\xff/b.jpg"]
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars/x.tar", "w", format=format, encoding="latin-1") as archive:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = len(picture("PNG"))
+            archive.addfile(info, io.BytesIO(picture("PNG")))
+    prepared = prepare(tmp_path / "tars", tmp_path / "corpus", IngestOptions())
+    found = {row["key"]: row["verdict"] and row["verdict"]["code"] for row in read_chunk(prepared.store, prepared.plan, 0)}
+    (first, second) = sorted(key for key, code in found.items() if code == "name_not_utf8")
+    assert first.startswith("x.tar#\\xff/b.jpg@") and second.startswith("x.tar#caf\\xe9.jpg@")
+    assert finish_alone(prepared).rejected_by_code == {"list/name_not_utf8": 2}
+
+
+def pax(*records: tuple[bytes, bytes]) -> bytes:
+    """A tar of a.jpg, an extended header with these records before b.jpg, and b.jpg."""
+    data = b""
+    for name, value in records:
+        length = next(n for n in range(1, 999) if n == len(f"{n} ") + len(name) + len(value) + 2)
+        data += f"{length} ".encode() + name + b"=" + value + b"\n"
+    extended = tarfile.TarInfo("extended")
+    extended.type, extended.size = tarfile.XHDTYPE, len(data)
+    whole = tar([("a.jpg", b"a")])
+    header = extended.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512)
+    return whole[:1024] + header + tar([("b.jpg", b"b")])
+
+
+@pytest.mark.parametrize(("record", "code"), [
+    ((b"path", b"caf\xe9.jpg"), "name_not_utf8"),
+    ((b"GNU.sparse.map", b"a,b"), "torn"),
+    ((b"size", b"9" * 25), "torn"),
+])  # fmt: skip
+def test_an_extended_header_of_nonsense_costs_its_member_and_what_follows(
+    tmp_path: Path, record: tuple[bytes, bytes], code: str
+) -> None:
+    found = items(open_source(put(tmp_path, {"x.tar": pax(record)})))
+    assert found["x.tar/a"].verdict is None
+    assert list(codes(found).values()) == [code]
 
 
 def test_a_key_with_a_lone_surrogate_is_printed(tmp_path: Path) -> None:

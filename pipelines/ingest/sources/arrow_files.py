@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sightline.pipelines.ingest.sources.place import Place, open_file, read_bytes
+from sightline.pipelines.ingest.sources.place import Place, mounted, open_file, read_bytes
 
 SUFFIXES = (".parquet", ".arrow")
 MAGIC = b"ARROW1"
@@ -146,6 +146,11 @@ def value_of(value: pa.Scalar[Any]) -> Any:
         return value.as_buffer().to_pybytes().decode("utf-8", "surrogateescape") if is_plain else "\udcff"  # something in a list
 
 
+def map_file(root: Path, name: str) -> pa.NativeFile:
+    with mounted(root):
+        return pa.memory_map(str(root / name))
+
+
 def open_arrow(root: Place, name: str) -> ArrowFile:
     """A file below a root.
 
@@ -157,7 +162,7 @@ def open_arrow(root: Place, name: str) -> ArrowFile:
             file = pq.ParquetFile(open_file(root, name))
             groups = (file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
             return ParquetFile(file, tuple(accumulate(groups, initial=0)))
-        data = pa.memory_map(str(root / name)) if isinstance(root, Path) else pa.BufferReader(read_bytes(root, name))
+        data = map_file(root, name) if isinstance(root, Path) else pa.BufferReader(read_bytes(root, name))
         is_file = data.read(len(MAGIC)) == MAGIC
         data.seek(0)
         reader = pa.ipc.open_file(data) if is_file else pa.ipc.open_stream(data)

@@ -65,7 +65,7 @@ class Coco:
             for category in data.get("categories", []):
                 number, name = category.get("id"), category.get("name")
                 if not (isinstance(number, int) and 0 <= number < 2**31 and isinstance(name, str) and name):
-                    raise ValueError(f"{path.name}: the category {category!r} needs a whole number `id` and a `name`")
+                    raise ValueError(f"{path.name}: the category {category!r:.200} needs a whole number `id` and a `name`")
                 if names.setdefault(number, name) != name:
                     raise ValueError(f"{path.name} calls the category {number} {name!r} and it was {names[number]!r}; choose one")
         return sorted(names.items())
@@ -105,13 +105,19 @@ class Coco:
             verdict = wrong("missing", f"there is no such file, nor in {', '.join(folder for folder in folders if folder)}")
         extra = {name: value for name, value in image.fields.items() if name not in ("file_name", "width", "height")}
         objects = [thing for _, thing in sorted(image.objects, key=lambda entry: entry[0])]
+        extra |= ({SPLIT: split} if split else {}) | ({"objects": objects} if objects else {})
+        try:
+            about = canonical_json(extra)
+        except (ValueError, RecursionError) as error:
+            about, fault = "{}", wrong("no_json", f"{image.file} has a value without a JSON form ({error}); correct it")
+            verdict = verdict or fault
         return Item(
             key=name,
             image=reference,
             nbytes=nbytes,
             captions=tuple(caption for _, caption in sorted(image.captions) if caption),
             labels=tuple(sorted({thing["category_id"] for thing in objects})),
-            extra=canonical_json(extra | ({SPLIT: split} if split else {}) | ({"objects": objects} if objects else {})),
+            extra=about,
             verdict=verdict,
         )
 
@@ -167,7 +173,7 @@ def gather(path: Place, data: dict[str, Any], images: dict[int, Image], known: s
     for entry in data["images"]:
         number, name = entry.get("id"), entry.get("file_name")
         if not isinstance(number, int) or not isinstance(name, str) or not name:
-            raise ValueError(f"{path.name}: the image {entry!r} needs a whole number `id` and a `file_name`")
+            raise ValueError(f"{path.name}: the image {entry!r:.200} needs a whole number `id` and a `file_name`")
         if number in here:
             raise ValueError(f"{path.name} gives the id {number} to two images; give each its own")
         here.add(number)
@@ -176,16 +182,20 @@ def gather(path: Place, data: dict[str, Any], images: dict[int, Image], known: s
             raise ValueError(f"the image {number} is {image.fields['file_name']!r} in {image.file} and {name!r} in {path.name}")
     for entry in data["annotations"]:
         number, image_id = entry.get("id"), entry.get("image_id")
-        if not isinstance(number, int) or image_id not in here:
-            raise ValueError(f"{path.name}: the annotation {number!r} is of the image {image_id!r}, which `images` lacks; add it")
+        if not isinstance(number, int):
+            raise ValueError(f"{path.name}: the annotation {entry!r:.200} needs a whole number `id`")
+        if not isinstance(image_id, int) or image_id not in here:
+            lacks = f"the annotation {number} is of the image {image_id!r:.100}, which `images` lacks"
+            raise ValueError(f"{path.name}: {lacks}; add it, or correct the annotation")
         if "caption" in entry:
             if not isinstance(entry["caption"], str):
-                raise ValueError(f"{path.name}: the annotation {number} has the caption {entry['caption']!r}, which is no text")
+                raise ValueError(
+                    f"{path.name}: the annotation {number} has the caption {entry['caption']!r:.100}, which is no text"
+                )
             images[image_id].captions.append((number, entry["caption"]))
         if "category_id" in entry:
-            if entry["category_id"] not in known:
-                raise ValueError(
-                    f"{path.name}: the annotation {number} has the category {entry['category_id']!r}; `categories` lacks it"
-                )
+            if not isinstance(entry["category_id"], int) or entry["category_id"] not in known:
+                lacks = f"has the category {entry['category_id']!r:.100}; `categories` lacks it"
+                raise ValueError(f"{path.name}: the annotation {number} {lacks}")
             thing = {name: entry[name] for name in OBJECT if name in entry}
-            images[image_id].objects.append((number, {"id": number, "category_id": entry["category_id"], **thing}))
+            images[image_id].objects.append((number, {"id": number, "category_id": int(entry["category_id"]), **thing}))

@@ -22,5 +22,5 @@ def joined(rows: list[dict[str, Any]], what: str) -> str:
         extra[name] = values[0] if agreed else values
     try:
         return canonical_json(extra)
-    except (TypeError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{what} has a value without a JSON form ({error})") from None

@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, ClassVar
 
 from sightline.pipelines.corpus.manifest import CURRENT, read_shards
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.store import open_store
 from sightline.pipelines.ingest.sources.item import Item, distinct
-from sightline.pipelines.ingest.sources.place import Place, file_size, read_bytes
+from sightline.pipelines.ingest.sources.place import Place, file_size, mounted, open_place, read_bytes
 
 COLUMNS = ("key", "captions", "labels", "extra", "nbytes", "mask_nbytes")
 MASK = "#mask"
@@ -57,9 +59,11 @@ class OtherCorpus:
 
     def read(self, reference: str) -> bytes:
         shard, _, row = reference.removesuffix(MASK).rpartition("#")
-        files, starts = self._shards
+        place = open_place(self.location)
         try:
-            found = self._corpus.checked_row(starts[files[shard]] + int(row))
+            with mounted(place) if isinstance(place, Path) else nullcontext():
+                files, starts = self._shards
+                found = self._corpus.checked_row(starts[files[shard]] + int(row))
         except ValueError as error:
             raise OSError(str(error)) from None
         data = found.mask if reference.endswith(MASK) else found.image

@@ -171,13 +171,17 @@ class ParquetFiles:
         labels = labels_of(row.get(chosen.label or ""))
         texts = [label for label in labels if is_utf8(str(label))]
         odd = wrong("text_not_utf8", "a label is not UTF-8; correct it") if len(texts) < len(labels) else None
+        try:
+            about = canonical_json(jsonable(extra))
+        except RecursionError:
+            about, odd = "{}", odd or wrong("no_json", "its other columns are nested too deeply; make them flatter")
         return Item(
             key=reference if key is None else str(row[key]),
             image=reference,
             captions=captions_of(row.get(chosen.captions or ""), reference, empty=EXTRA in row),
             labels=tuple(class_id(label, ids, reference) for label in texts),
             mask=reference + MASK_MARK if row.get(HAS_MASK) else None,
-            extra=canonical_json(jsonable(extra)),
+            extra=about,
             verdict=odd,
             block=row[BLOCK],
         )

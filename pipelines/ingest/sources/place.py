@@ -2,6 +2,7 @@
 
 A local place is a plain `pathlib.Path`, and costs what that costs. An object store answers slowly but lists well, so there
 everything is known from a few listings (names with sizes), never from a call per file. References are relative to a root.
+A missing file says something about that file as long as its root is there; a disk that was unmounted is a `ConnectionError`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from errno import ENOENT
+from errno import EIO, ENODEV, ENOENT, ENOTCONN, ENXIO, ESTALE
+from io import FileIO
 from pathlib import Path
 from threading import Lock
 from typing import IO, Any, Generic, TypeAlias, TypeVar
@@ -23,6 +25,7 @@ from sightline.pipelines.corpus.object_store import needs_package
 Place: TypeAlias = Path | UPath
 Held_ = TypeVar("Held_")
 LOCAL = ("file", "local", "")
+AWAY = frozenset({ENODEV, ENOTCONN, ENXIO, ESTALE})  # of a disk or a mount that has gone, not of one file on it
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def open_place(location: str | Place) -> Place:
         ModuleNotFoundError: the package for it is not installed.
     """
     if not isinstance(location, UPath) and "://" not in str(location):
-        return Path(location).absolute()  # it travels to processes that run elsewhere
+        return Path(location).expanduser().absolute()  # it travels to processes that run elsewhere
     try:
         place = UPath(location)
         if place.protocol in LOCAL:
@@ -75,6 +78,36 @@ def reachable(place: Place) -> Iterator[None]:
     except Exception as error:  # each file system raises its own libraries' errors: botocore, aiohttp, huggingface_hub ...
         remedy = "check the address, the network and the credentials"
         raise ConnectionError(f"cannot read {place} ({type(error).__name__}: {one_line(error)}); {remedy}") from None
+
+
+@contextmanager
+def mounted(root: Path) -> Iterator[None]:
+    """Read below a root, and hear it when that has gone, as `check_mounted` tells."""
+    try:
+        yield
+    except OSError as error:
+        check_mounted(root, error)
+        raise
+
+
+def check_mounted(root: Path, error: OSError) -> None:
+    """Tell a file that is missing from a folder that has gone: what is left of a mount is an empty folder, or none, or errors.
+
+    Raises:
+        ConnectionError: the root has gone.
+    """
+    absent = isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == EIO
+    if error.errno in AWAY or (absent and is_empty(root)):
+        why = f"{root} has gone since it was listed: it is empty, missing or unmounted; bring it back"
+        raise ConnectionError(why) from None
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether nothing lies in a folder, or there is none."""
+    try:
+        return next(os.scandir(folder), None) is None
+    except OSError:
+        return True
 
 
 def one_line(error: BaseException) -> str:
@@ -193,7 +226,12 @@ def read_bytes(root: Place, name: str) -> bytes:
         OSError: it cannot be read.
     """
     if isinstance(root, Path):
-        return (root / name).read_bytes()
+        try:
+            with FileIO(f"{root}/{name}") as file:  # for each image: a Path, its join and a buffer cost as much as the reading
+                return file.readall()
+        except OSError as error:
+            check_mounted(root, error)
+            raise
     with reachable(at(root, name)):
         return bytes(root.fs.cat_file(f"{root.path.rstrip('/')}/{name}"))
 
@@ -205,7 +243,7 @@ def read_range(root: Place, name: str, start: int, nbytes: int) -> bytes:
         OSError: they cannot be read, or the file ends before.
     """
     if isinstance(root, Path):
-        with (root / name).open("rb") as file:
+        with mounted(root), (root / name).open("rb") as file:
             file.seek(start)
             data = file.read(nbytes)
     else:
@@ -219,7 +257,8 @@ def read_range(root: Place, name: str, start: int, nbytes: int) -> bytes:
 def open_file(root: Place, name: str) -> IO[bytes]:
     """A file below a root, open for reading at any position."""
     if isinstance(root, Path):
-        return (root / name).open("rb")
+        with mounted(root):
+            return (root / name).open("rb")
     with reachable(at(root, name)):
         file: IO[bytes] = root.fs.open(f"{root.path.rstrip('/')}/{name}", "rb")
         return file

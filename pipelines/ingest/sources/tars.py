@@ -88,7 +88,7 @@ def scan(root: Place, name: str, wanted: Callable[[str, int], bool]) -> tuple[li
             file.seek(end)
             if broken is None and file.read(BLOCK) != bytes(BLOCK):
                 broken = f"it has no end: what should follow byte {end} is missing or damaged"
-        except (tarfile.TarError, EOFError) as error:
+        except (tarfile.TarError, EOFError, ValueError) as error:  # ValueError: a PAX header with numbers that are none
             broken = broken or f"it breaks off ({error})"
         length = file.seek(0, SEEK_END)
     return [entry for entry in members if entry.start + entry.nbytes <= length], broken

@@ -338,9 +338,14 @@ def facts_of(sample: Sample) -> Facts:
 def own_facts(about: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str | int, ...], dict[str, Any]]:
     """Captions, labels and extra from the json of our own export."""
     labels = about["labels"]
-    if not isinstance(labels, list) or not all(isinstance(label, str | int) for label in labels):
-        raise ItemError("bad_labels", f"json has the labels {labels!r}; give a list of numbers or names")
+    if not isinstance(labels, list) or not all(isinstance(label, str) or is_id(label) for label in labels):
+        raise ItemError("bad_labels", f"json has the labels {labels!r:.100}; give a list of whole numbers from 0, or of names")
     return checked(about["captions"], empty=True), tuple(labels), about["extra"]
+
+
+def is_id(label: Any) -> bool:
+    """Whether a label may be a class's id: what a row can hold, and no truth value, which Python takes for a number."""
+    return isinstance(label, int) and not isinstance(label, bool) and 0 <= label < 2**31
 
 
 def foreign_facts(sample: Sample, about: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str | int, ...], dict[str, Any]]:

@@ -44,8 +44,11 @@ def score(
       sightline corpus score corpora/photos blur --callable my_scores:sharpness
     """
     from sightline.pipelines.corpus.reader import Corpus
+    from sightline.pipelines.curate.filters import PHASH
     from sightline.pipelines.curate.score import commit_score, unscored
 
+    if phash and name != PHASH:
+        raise ValueError(f"look-alikes are found by the column {PHASH}; write `sightline corpus score {corpus} {PHASH} --phash`")
     opened, scorer = Corpus.open(corpus), chosen(model, captions, against or [], phash, callable)
     todo = unscored(opened, name, scorer)
     if todo:  # Ray takes seconds to start; a finished column need not wait for it

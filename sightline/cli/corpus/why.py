@@ -23,7 +23,7 @@ def why(
     """Tell every decision on a row: why it is in the corpus, or why it is not.
 
     Which plan listed it, what became of it there and in retries, where it lies, what each column says of it and whether
-    each filter lets it pass, and whether it was forgotten.
+    each filter lets it pass, what the server said that it was downloaded from, and whether it was forgotten.
 
     \b
     Example:
@@ -53,6 +53,9 @@ def told(account: Account) -> list[Table]:
     for place in account.places:
         lines.append(("row", f"{place.row:,}, which is row {place.row_of_file:,} of {place.file}"))
         lines += [(name, spelled(value)) for name, value in place.facts.items()]
+        if place.answer is not None:
+            said = {name: value for name, value in asdict(place.answer).items() if name != "key" and value is not None}
+            lines += [(f"server: {name.replace('_', '-')}", value) for name, value in said.items()]
         lines += [(f"column {name}", verdict(value)) for name, value in place.columns.items()]
     table = rows(("", ""), [], account.key)
     table.columns[1].justify = "left"
