@@ -23,7 +23,7 @@ demo: $(STAMP) ## the main job, from images and captions to a served model (8 mi
 	$(BIN)/sightline demo
 
 test: $(STAMP) ## all tests (13 minutes on two cores)
-	$(BIN)/pytest -n $(PROCESSES) --dist loadgroup
+	$(BIN)/pytest -n $(PROCESSES) --dist loadgroup -m "not campaign"
 
 bench: $(STAMP) ## our figures beside the peers', on CORPUS=... and PHOTOS=..., written to BENCHMARKS.md (an hour)
 	@test -n "$(CORPUS)" -a -n "$(PHOTOS)" || { echo 'make bench CORPUS=PATH PHOTOS=PATH: a corpus of photos with splits, as `sightline ingest` writes it, and a folder of .jpg files'; exit 2; }
@@ -38,6 +38,7 @@ bench: $(STAMP) ## our figures beside the peers', on CORPUS=... and PHOTOS=..., 
 	$(BIN)/python -m benchmarks.clip_small_vs_open_clip $(CORPUS)
 
 campaign: $(STAMP) ## kills by the dozen (half an hour), written to BENCHMARKS.md
+	$(BIN)/pytest -m campaign
 	$(BIN)/python -m benchmarks.campaign_ingest
 	$(BIN)/python -m benchmarks.campaign_train
 

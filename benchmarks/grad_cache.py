@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.report import section
 from sightline.models.losses import Share
-from sightline.models.objectives import Contrastive
+from sightline.models.objectives import Contrastive, Targets
 from sightline.models.text import Tokenizer, get_tokenizer
 from sightline.models.towers import Towers, build
 from sightline.recipes import find_recipe
@@ -66,7 +66,7 @@ def measure(batch: int, at_once: int) -> None:
 
 def run(towers: Towers, tokenizer: Tokenizer, inputs: Tensor, captions: list[str], at_once: int) -> None:
     backward = Contrastive().prepare(tokenizer, Share.of(len(inputs)), lambda: captions, at_once)
-    backward(towers, inputs, captions, torch.manual_seed)
+    backward(towers, inputs, Targets(captions), torch.manual_seed)
 
 
 if __name__ == "__main__":

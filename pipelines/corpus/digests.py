@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # schema.py computes uids
     from sightline.pipelines.corpus.schema import Row
 
 FINGERPRINT_BITS = 512
-COPIED_BYTES = 4_096
 NULL = (2**64 - 1).to_bytes(8, "little")
 Value = bytes | memoryview | str | int | Sequence[str] | Sequence[int] | None
 
@@ -52,19 +51,13 @@ def encode(value: Value) -> bytes | memoryview | None:
 def row_digest(row: Row) -> bytes:
     """32 bytes that name a row: all of it but where it came from."""
     digest = sha256()
-    short: list[bytes | memoryview] = []  # many short updates cost more than the hash of their bytes
     for name, value in vars(row).items():
         if name == "source":
             continue
         data = encode(value)
-        short.append(NULL if data is None else len(data).to_bytes(8, "little"))
-        if data is not None and len(data) <= COPIED_BYTES:
-            short.append(data)
-        elif data is not None:
-            digest.update(b"".join(short))
-            digest.update(data)  # an image is not copied
-            short.clear()
-    digest.update(b"".join(short))
+        digest.update(NULL if data is None else len(data).to_bytes(8, "little"))
+        if data is not None:
+            digest.update(data)  # not joined to its length: an image is not copied
     return digest.digest()
 
 

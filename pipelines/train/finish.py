@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch.distributed as dist
@@ -47,6 +48,15 @@ def provenance(spec: RunSpec, final_loss: float) -> dict[str, Any]:
         "run": asdict(spec),
         "steps": spec.steps,
         "final_loss": final_loss,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": versions(),
         "machine": platform.machine(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of what computed a run, by package."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):  # Ray, where a run did without
+            found[name] = version(name)
+    return found

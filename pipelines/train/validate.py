@@ -11,8 +11,7 @@ import json
 import torch
 from torch.distributed.checkpoint import state_dict_loader
 
-from sightline.models.clip import Clip
-from sightline.models.text import get_tokenizer
+from sightline.models.artifact import Ready, ready
 from sightline.models.towers import build
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.evaluate.evaluate import evaluate
@@ -48,7 +47,7 @@ def validate(spec: RunSpec, launch: Launch, checkpoint: Checkpoint) -> dict[str,
     return metrics
 
 
-def restore(spec: RunSpec, corpus: Corpus, place: Place, folder: str) -> Clip:
+def restore(spec: RunSpec, corpus: Corpus, place: Place, folder: str) -> Ready:
     """The model of a checkpoint, whole in this process; its moving average, where the run keeps one."""
     torch.manual_seed(spec.seed)
     towers = build(spec.model)
@@ -63,12 +62,5 @@ def restore(spec: RunSpec, corpus: Corpus, place: Place, folder: str) -> Clip:
     towers.load_state_dict(target["model"] | target.get("ema", {}))
     if trunk is not None:
         towers.visual.trunk = trunk
-    return Clip(
-        towers=towers.eval().requires_grad_(False),
-        preprocess=spec.model.preprocess,
-        tokenizer=get_tokenizer(spec.model.tokenizer, spec.model.context_length),
-        name=f"{spec.recipe}-{spec.run_id}/{folder}",
-        revision=folder,
-        templates=spec.model.templates,
-        classes=corpus.classes,
-    )
+    name = f"{spec.recipe}-{spec.run_id}/{folder}"
+    return ready(spec.model, towers.eval().requires_grad_(False), name, folder, spec.model.classes or corpus.classes)

@@ -62,7 +62,7 @@ def test_torchrun_without_ray_gives_the_losses_of_one_process(
     assert len(steps) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.campaign)])
 def test_told_to_end_it_saves_and_the_same_command_loses_no_step(
     digits: Corpus, tmp_path: Path, cli: CommandLine, cli_environment: dict[str, str], number: signal.Signals
 ) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -14,6 +15,7 @@ from sightline.models.augment import Augment
 from sightline.models.preprocess import Preprocess
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.feed.inline import Batch, InlineFeed, feature_loader, pixel_loader
+from sightline.pipelines.feed.labels import Labelled
 from tests.corpora import digits_source, ingest_alone
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -67,6 +69,16 @@ def test_batches_are_those_of_the_inline_feed(digits: Corpus) -> None:
     assert equal(RayFeed(feed, actors=1).batches(3, 8), feed.batches(3, 8)) == 5  # 240 rows: through three epochs
 
 
+def test_labelled_rows_are_mixed_as_by_the_inline_feed(digits: Corpus) -> None:
+    from sightline.pipelines.feed.job import RayFeed
+
+    rows = digits.select("train")
+    labelled = Labelled(digits, rows, np.arange(len(rows)) % 3, 3, Augment(mixup=0.8, cutmix=1.0), PREPROCESS, "k")
+    feed = InlineFeed(labelled.load, rows, "k", 60)
+    assert equal(RayFeed(feed).batches(2, 6), feed.batches(2, 6)) == 4
+
+
+@pytest.mark.campaign
 def test_batches_do_not_know_how_many_actors_there_are_nor_where_a_dataset_ends(digits: Corpus) -> None:
     from sightline.pipelines.feed.job import RayFeed
 
@@ -83,6 +95,7 @@ def test_a_killed_actor_changes_no_batch(digits: Corpus) -> None:
     assert equal(ours, theirs) == 29
 
 
+@pytest.mark.campaign
 def test_closing_the_iterator_ends_the_actors(digits: Corpus) -> None:
     from sightline.pipelines.feed.job import RayFeed
 
@@ -131,6 +144,7 @@ def test_little_is_decoded_ahead_of_a_slow_consumer(digits: Corpus, tmp_path: Pa
     batches.close()  # type: ignore[attr-defined]
 
 
+@pytest.mark.campaign
 def test_what_cannot_be_read_is_said_in_the_loaders_words(tmp_path: Path) -> None:
     from sightline.pipelines.feed.job import RayFeed
 
@@ -150,6 +164,7 @@ def test_what_cannot_be_read_is_said_in_the_loaders_words(tmp_path: Path) -> Non
     until(lambda: not decoders())
 
 
+@pytest.mark.campaign
 def test_no_room_for_the_actors_is_said(digits: Corpus) -> None:
     from sightline.pipelines.feed.job import RayFeed
 

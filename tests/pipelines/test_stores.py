@@ -73,6 +73,12 @@ def test_what_is_not_there_is_said_to_be_missing(store: Store) -> None:
     assert store.missing([("data/c", 2), ("meta/b", 3)]) == "data/c"
 
 
+def test_a_mark_is_an_empty_file_that_may_be_made_again(store: Store) -> None:
+    for _ in range(2):
+        store.mark("_staging/plan/mark")
+        assert store.size("_staging/plan/mark") == 0
+
+
 def test_only_one_of_several_creates_and_a_replacement_always_wins(store: Store) -> None:
     assert store.create("gen", b"mine")
     assert not store.create("gen", b"yours")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from sightline.models.towers import ModelConfig, build
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.evaluate.evaluate import evaluate
 from sightline.pipelines.feed.labels import Labelled, class_list, places
+from sightline.pipelines.train import finish
 from sightline.pipelines.train.dry_run import plan_run
 from sightline.pipelines.train.locked import detach_trunk
 from sightline.pipelines.train.loop import train
@@ -323,3 +325,13 @@ def test_captions_are_predicted_by_the_same_loop_and_scored_by_the_same_evaluati
         assert found["images"] == 20 and 0 <= found["top1"] <= found["top5"] <= 1 and found["top1_rows"] > 0
         assert found["captions"] == sum(len(digits.captions(int(row))) for row in digits.select("val"))
         assert 0 < found["caption_loss"] < 11  # the logarithm of the vocabulary's size is 10.8
+
+
+def test_an_artifact_is_written_also_where_ray_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version_of(name: str) -> str:
+        if name == "ray":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(finish, "version", version_of)
+    assert set(finish.versions()) == {"python", *finish.PACKAGES} - {"ray"}
