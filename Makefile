@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## the main job, from images and captions to a served model (8 minutes on two cores)
 	$(BIN)/sightline demo
 
-test: $(STAMP) ## all tests (13 minutes on two cores)
+test: $(STAMP) ## all tests (14 minutes on two cores)
 	$(BIN)/pytest -n $(PROCESSES) --dist loadgroup -m "not campaign"
 
 bench: $(STAMP) ## our figures beside the peers', on CORPUS=... and PHOTOS=..., written to BENCHMARKS.md (an hour)
