@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sightline.models.preprocess import Preprocess, resample, to_CHW
-from sightline.models.rand_augment import rand_augment
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,8 @@ def augment(
     if options.flip and random.random() < options.flip:
         image_CHW = image_CHW.flip(-1)
     if options.rand_augment:
+        from sightline.models.rand_augment import rand_augment  # torchvision takes a second to import, and few runs need it
+
         image_CHW = rand_augment(image_CHW, *options.rand_augment, random)
     if options.shift:
         image_CHW = shifted(image_CHW, *random.integers(-options.shift, options.shift + 1, 2).tolist())

@@ -23,8 +23,8 @@ from sightline.models.clip import Clip
 from sightline.models.dense import dense_features
 from sightline.models.preprocess import resample, to_CHW
 from sightline.models.refine import refine
+from sightline.models.zeroshot import BACKGROUND
 
-BACKGROUND = "background"
 # What pictures are full of besides the labels; contrast for models that do not know their classes.
 COMMON_STUFF = ("sky", "ground", "wall", "floor", "grass", "water", "building", "tree", "road", "a blurry background")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+# The class name of whatever is no object; it is never a label to ask for.
+BACKGROUND = "background"
 PLAIN_TEMPLATES: tuple[str, ...] = ("{}",)
 PHOTO_TEMPLATES: tuple[str, ...] = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.")
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sightline.models.codec import ImageError
-from sightline.models.segment import BACKGROUND
+from sightline.models.zeroshot import BACKGROUND
 from sightline.serve import masks
 from sightline.serve.engine import Engine
 from sightline.serve.problems import ProblemError

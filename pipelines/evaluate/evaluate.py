@@ -22,7 +22,8 @@ from sightline.models.classifier import TrainedClassifier
 from sightline.models.clip import Clip
 from sightline.models.codec import decode_labels, decode_rgb
 from sightline.models.predictive import TrainedPredictor
-from sightline.models.segment import BACKGROUND, segment
+from sightline.models.segment import segment
+from sightline.models.zeroshot import BACKGROUND
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.evaluate.classify import classify
 from sightline.pipelines.evaluate.images import BATCH, rows_through

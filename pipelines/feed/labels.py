@@ -18,7 +18,7 @@ from torch import Tensor
 from sightline.models.augment import Augment, Mix, augment, draw_mix, mixed
 from sightline.models.codec import decode_rgb
 from sightline.models.preprocess import Preprocess
-from sightline.models.segment import BACKGROUND
+from sightline.models.zeroshot import BACKGROUND
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.feed.inline import Sample, generator
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sightline.models.zeroshot import BACKGROUND
+
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-BACKGROUND = "background"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from sightline.cli.picture import Panel, draw
 from sightline.models.clip import Clip
 from sightline.models.codec import decode_rgb
 from sightline.models.load import load_model
-from sightline.models.segment import BACKGROUND, segment
+from sightline.models.segment import segment
+from sightline.models.zeroshot import BACKGROUND
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.evaluate.evaluate import Evaluation, embed_rows, evaluate
 from sightline.pipelines.sample.spec import SampleSpec

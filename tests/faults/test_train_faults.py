@@ -75,7 +75,8 @@ def test_a_killed_run_ends_in_the_same_weights(cli: CommandLine, cli_environment
     assert "Traceback" not in errors, errors
     end_all(process)
 
-    resumed = result(cli(*command, "--runs", runs, timeout_s=200))
+    # The rest needs no Ray.
+    resumed = result(cli(*command, "--runs", runs, "--without-ray", timeout_s=200))
     assert resumed["resumed_from"] >= 12
     assert resumed["final_loss"] == whole["final_loss"]
     assert weights(resumed) == weights(whole)

@@ -42,7 +42,7 @@ def test_recomputed_blocks_give_the_same_bits(tmp_path: Path) -> None:
         assert torch.equal(gradient, again[name]), name
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.campaign
 def test_compiled_blocks_give_the_same_numbers(tmp_path: Path) -> None:
     ((plain, none),) = on_ranks(1, tmp_path / "plain", gradients, False, False)
     ((compiled, graphs),) = on_ranks(1, tmp_path / "compiled", gradients, True, True)
