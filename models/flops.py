@@ -1,7 +1,9 @@
 """How much arithmetic a model is: the floating-point operations of one pair, counted by torch on tensors without memory.
 
 A multiplication and an addition count two. Matrix products, convolutions and attention count, as everywhere in the literature;
-norms and activations are not. A training step costs three forward passes: one forward, and two in backward.
+norms and activations are not. A training step costs three forward passes: one forward, and two in backward, of what changes in it:
+patches that are dropped (FLIP, Li et al. 2023) cost nothing, a locked trunk only its one pass a run, and a contrastive loss the
+logits of each pair with the whole batch. Whatever is computed again (GradCache, recomputed blocks, the loss) counts once.
 """
 
 from __future__ import annotations
@@ -10,12 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from open_clip.transformer import PatchDropout
+from timm.layers import PatchDropout as TimmPatchDropout
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sightline.models.towers import ModelConfig, build
 
 BACKWARD_PASSES = 2
+PATCH_DROPOUTS = (PatchDropout, TimmPatchDropout)
 # Dense bf16 operations per second of one GPU (V100, T4: fp16), from its maker's data sheet; the first name that fits counts.
 PEAKS = {
     "B200": 2250e12,
@@ -42,35 +47,47 @@ class Cost:
 
     Attributes:
         image, text: operations of a forward pass; a classifier has no text, and a predictor's decoder counts with the image.
-        image_trains: whether gradients go through the image tower; a locked one is passed once a run, not in every step.
+        locked: the part of `image` that is passed once a run, not in every step.
+        loss: of the logits of a pair.
         parameters: of both towers.
     """
 
     image: int
     text: int
-    image_trains: bool
+    locked: int
+    loss: int
     parameters: int
 
     @property
     def training(self) -> int:
         """Operations of a training step for one pair."""
-        return (1 + BACKWARD_PASSES) * (self.text + (self.image if self.image_trains else 0))
+        return (1 + BACKWARD_PASSES) * (self.image - self.locked + self.text + self.loss)
 
 
-def cost(config: ModelConfig) -> Cost:
-    """Count a model without computing anything, whatever its size."""
+def cost(config: ModelConfig, batch: int = 0) -> Cost:
+    """Count a model without computing anything, whatever its size.
+
+    Args:
+        batch: of how many pairs a contrastive loss sees the logits; 0 for no such loss.
+    """
     with torch.device("meta"):
         towers = build(config).eval()
         image = torch.empty(1, 3, config.preprocess.size, config.preprocess.size)
         text = torch.zeros(1, config.context_length, dtype=torch.long)
-    counts = []
-    passes: list[tuple[Callable[..., object], tuple[torch.Tensor, ...]]] = [(towers, (image,))]
-    if config.is_predictor:
-        passes = [(towers, (image, text))]
-    elif not config.is_classifier:
-        passes = [(towers.encode_image, (image,)), (towers.encode_text, (text,))]
-    for encode, inputs in passes:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            encode(*inputs)
-        counts.append(int(counter.get_total_flops()))
-    return Cost(counts[0], sum(counts[1:]), not config.lock_image, sum(parameter.numel() for parameter in towers.parameters()))
+    parameters = sum(parameter.numel() for parameter in towers.parameters())
+    for module in towers.modules():
+        if isinstance(module, PATCH_DROPOUTS) and not config.lock_image:
+            module.train()
+    if config.is_predictor or config.is_classifier:
+        inputs = (image, text) if config.is_predictor else (image,)
+        return Cost(count(towers, *inputs), 0, 0, 0, parameters)
+    locked = count(towers.visual.trunk, image) if config.lock_image else 0
+    pairs = 2 * batch * config.embed_dim
+    return Cost(count(towers.encode_image, image), count(towers.encode_text, text), locked, pairs, parameters)
+
+
+def count(function: Callable[..., object], *inputs: torch.Tensor) -> int:
+    """The operations of a call."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        function(*inputs)
+    return int(counter.get_total_flops())

@@ -11,6 +11,7 @@ weights fails loudly ("mixed Tensor and DTensor"). The logit scale and bias stay
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Literal, cast
 
@@ -45,6 +46,21 @@ def choose(parameters: int, worker_bytes: int, world: int, per_machine: int) -> 
     if per_machine < world and world % per_machine == 0 and state / per_machine <= budget:
         return "hsdp", f"{need} fit a quarter of {gigabytes(worker_bytes)} when the {per_machine} workers of a machine share them"
     return "fsdp", f"{need} exceed a quarter of {gigabytes(worker_bytes)}, so all {world} workers share them"
+
+
+def check_fits(parameters: int, worker_bytes: int, shards: int) -> None:
+    """Refuse a model whose weights, gradients and optimizer state alone exceed a worker's memory.
+
+    Raises:
+        ValueError: with how many workers it would take.
+    """
+    state = STATE_BYTES * parameters
+    if state / shards > worker_bytes:
+        raise ValueError(
+            f"{gigabytes(state)} of weights, gradients and optimizer state do not fit {shards} "
+            f"worker{'s' * (shards > 1)} of {gigabytes(worker_bytes)}; give at least {-(-state // worker_bytes)} such workers "
+            "and --strategy fsdp, or a smaller model"
+        )
 
 
 def gigabytes(count: float) -> str:
@@ -94,18 +110,20 @@ def shard(towers: Towers, mesh: DeviceMesh, *, bf16: bool, recompute: bool = Fal
     """Shard the towers in place over the mesh.
 
     Args:
-        bf16: the blocks compute in bf16; gradients are reduced in fp32.
+        bf16: the towers compute in bf16; what they return is fp32, and gradients are reduced and kept in fp32.
         recompute: blocks keep no activations and compute them again in the backward pass, with the same random numbers.
         compiled: each block goes through torch.compile.
     """
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32) if bf16 else MixedPrecisionPolicy()
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
     for block in blocks(towers):
         if compiled:
             block.forward = torch.compile(block.forward)
         if recompute:  # outside: torch.compile would leave a block that checkpoints itself alone
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(towers, mesh=mesh, mp_policy=policy, ignored_params=set(replicated(towers)))
+    # The last outputs alone are float32 again: those of blocks would not go into the bf16 norms between them.
+    whole = replace(policy, output_dtype=torch.float32) if bf16 else policy
+    fully_shard(towers, mesh=mesh, mp_policy=whole, ignored_params=set(replicated(towers)))
     return towers
 
 

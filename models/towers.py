@@ -42,7 +42,9 @@ class ModelConfig:
         init_logit_bias: initial bias of all logits, for the sigmoid loss (SigLIP: -10); None for none.
         pretrained_image: what the image tower starts from, any source of `interchange/load_weights.py`: an artifact, a file or
             folder of timm or open_clip, a name; "" trains from scratch.
-        pretrained_image_sha256: its digest, filled in when a run is resolved.
+        pretrained: what both towers and the logit scale start from: an artifact or a checkpoint of open_clip, likewise.
+        pretrained_image_sha256, pretrained_sha256: their digests, filled in when a run is resolved.
+        quick_gelu: the towers compute x·sigmoid(1.702 x) for the GELU, as OpenAI's and some others of open_clip's do.
         lock_image: keep the trunk as loaded and train only its projection (LiT, Zhai et al. 2022).
         classes: what a classifier's logits stand for; filled in from the corpus when a run is resolved, where they are not given.
     """
@@ -57,6 +59,9 @@ class ModelConfig:
     init_logit_bias: float | None = None
     pretrained_image: str = ""
     pretrained_image_sha256: str = ""
+    pretrained: str = ""
+    pretrained_sha256: str = ""
+    quick_gelu: bool = False
     lock_image: bool = False
     classes: tuple[str, ...] = ()
 
@@ -67,6 +72,11 @@ class ModelConfig:
     @property
     def is_predictor(self) -> bool:
         return "predicts" in self.text
+
+    @property
+    def image_is_given(self) -> bool:
+        """Whether the image tower starts from somebody's weights."""
+        return bool(self.pretrained_image or self.pretrained)
 
     @property
     def context_length(self) -> int:
@@ -81,7 +91,7 @@ def build(config: ModelConfig) -> Towers:
     """
     if config.is_classifier:
         classifier = Classifier(config.vision, size=config.preprocess.size, classes=len(config.classes), hidden=config.embed_dim)
-        return freeze_batch_norms(classifier) if config.pretrained_image else classifier
+        return freeze_batch_norms(classifier) if config.image_is_given else classifier
     text = dict(config.text)
     bag_of_words = text.pop("bag_of_words", False)
     unused = bag_of_words or config.is_predictor
@@ -90,18 +100,19 @@ def build(config: ModelConfig) -> Towers:
             embed_dim=config.embed_dim,
             vision_cfg=dict(config.vision),
             text_cfg={"layers": 1, "width": 64, "heads": 1, "vocab_size": 1} if unused else text,
+            quick_gelu=config.quick_gelu,
             init_logit_scale=config.init_logit_scale,
             init_logit_bias=config.init_logit_bias,
             nonscalar_logit_scale=True,
         )
-    except (TypeError, RuntimeError) as error:  # unknown keys and unknown timm names
+    except (TypeError, ValueError, LookupError, AssertionError, ArithmeticError, RuntimeError) as error:  # whatever a tower says
         raise ValueError(f"these towers cannot be built: {error}") from error
     if config.is_predictor:
         towers = build_predictor(towers.visual, config.embed_dim, text)
     if bag_of_words:
         towers.text = BagOfWords(width=text["width"], output_dim=config.embed_dim, context_length=config.context_length)
         towers.context_length, towers.vocab_size = towers.text.context_length, towers.text.vocab_size
-    if config.pretrained_image:
+    if config.image_is_given:
         towers.visual = freeze_batch_norms(towers.visual)
     return towers
 

@@ -107,7 +107,9 @@ def load_into(model: nn.Module, source: str, sha256: str = "", image_only: bool 
             raise ValueError(f"{checkpoint.path} is another file than {by} recorded: its sha256 is {digest}, not {wanted}")
     if checkpoint.quick_gelu is not None and checkpoint.quick_gelu != uses_quick_gelu(model):
         theirs, ours = ("QuickGELU", "GELU") if checkpoint.quick_gelu else ("GELU", "QuickGELU")
-        raise ValueError(f"{source} was trained with {theirs} and this model computes {ours}; choose weights that fit")
+        raise ValueError(
+            f"{source} was trained with {theirs} and this model computes {ours}; choose weights that fit, or set model.quick_gelu"
+        )
     try:
         weights = {
             name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(checkpoint.path).items()

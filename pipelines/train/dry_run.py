@@ -41,9 +41,9 @@ class RunPlan:
 def plan_run(spec: RunSpec, workers: int) -> RunPlan:
     """The numbers of a resolved run on so many workers."""
     rows, _ = select_rows(Corpus.open(spec.data.corpus, spec.data.root), spec.data)
-    price = cost(spec.model)
+    price = cost(spec.model, spec.contrasted)
     pairs = spec.steps * spec.global_batch
-    once = 0 if price.image_trains else len(rows) * price.image
+    once = len(rows) * price.locked
     state = STATE_BYTES * price.parameters
     return RunPlan(
         run=f"{spec.recipe}-{spec.run_id}",

@@ -1,4 +1,4 @@
-"""What an image tower starts from; and a locked one (LiT, Zhai et al. 2022) never changes, so each image goes through it once and
+"""What towers start from; and a locked image tower (LiT, Zhai et al. 2022) never changes, so each image goes through it once and
 the features are kept.
 
 Training then sees features [F] where it would see pixels: the trunk is taken out of the towers, an identity stands in
@@ -22,30 +22,42 @@ from sightline.models.artifact import DESCRIPTION, describe
 from sightline.models.codec import decode_rgb
 from sightline.models.interchange.load_weights import find, load_into
 from sightline.models.losses import Share
-from sightline.models.towers import ModelConfig, Towers
+from sightline.models.towers import ModelConfig, Towers, build
 from sightline.pipelines.corpus.reader import Corpus
 
 BATCH = 32
 
 
 def detach_trunk(towers: Towers, config: ModelConfig) -> nn.Module | None:
-    """Load the pretrained trunk, if there is one; if it is locked, take it out of the towers and return it.
+    """Load the pretrained weights, if there are any; if the trunk is locked, take it out of the towers and return it.
 
     Raises:
-        ValueError: the checkpoint does not fit the image tower, or one without a timm trunk is to be locked.
+        ValueError: a checkpoint does not fit the towers, or an image tower without a timm trunk is to be locked.
     """
-    if not config.pretrained_image:
-        return None
     trunk: nn.Module | None = getattr(towers.visual, "trunk", None)
-    load_into(towers if trunk is None else trunk, config.pretrained_image, config.pretrained_image_sha256, image_only=True)
-    if config.is_classifier:
-        load_head(towers, config)
+    if config.pretrained:
+        lacking = load_into(towers, config.pretrained, config.pretrained_sha256).missing
+        if any(name.startswith("text.") for name in lacking):
+            raise ValueError(f"{config.pretrained} has no text tower; give it as model.pretrained_image")
+    if config.pretrained_image:
+        load_into(towers if trunk is None else trunk, config.pretrained_image, config.pretrained_image_sha256, image_only=True)
+        if config.is_classifier:
+            load_head(towers, config)
     if not config.lock_image:
         return None
     if trunk is None:
         raise ValueError("model.lock_image needs a timm image tower; set model.vision.timm_model_name")
     towers.visual.trunk = nn.Identity()
     return trunk.eval().requires_grad_(False)
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """How many parameters the workers hold, without making any: all but a locked trunk's."""
+    with torch.device("meta"):
+        towers = build(config)
+    if config.lock_image and hasattr(towers.visual, "trunk"):
+        towers.visual.trunk = nn.Identity()
+    return sum(parameter.numel() for parameter in towers.parameters())
 
 
 def load_head(towers: Towers, config: ModelConfig) -> None:
@@ -65,7 +77,7 @@ def features(
 ) -> dict[int, Tensor]:
     """Row → the trunk's pooled features [F] float32; computed by all ranks together once, then read from the run's folder."""
     name = hashlib.sha256(
-        f"{corpus.root}/{config.pretrained_image_sha256}/{config.preprocess}/{config.vision}".encode()
+        f"{corpus.root}/{config.pretrained_image_sha256 or config.pretrained_sha256}/{config.preprocess}/{config.vision}".encode()
     ).hexdigest()[:12]
     path = run_dir / f"features-{name}.safetensors"
     if not path.is_file():

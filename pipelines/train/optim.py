@@ -24,7 +24,7 @@ ABOVE = ("proj", "text_projection")
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW (Loshchilov and Hutter 2019); gains, biases and open_clip's embeddings of position do not decay.
+    """AdamW (Loshchilov and Hutter 2019); gains, biases and the scale do not decay, all else does, as in open_clip's trainer.
 
     Attributes:
         lr: after the linear warm-up of `warmup_steps`.
@@ -71,12 +71,11 @@ def learning_rate(options: OptimConfig, step: int, steps: int) -> float:
 
 def adamw(towers: Towers, options: OptimConfig) -> torch.optim.AdamW:
     """AdamW in groups of equal decay and equal share of the rate; the replicated scale stands apart (it is no DTensor)."""
-    no_decay = towers.no_weight_decay() if hasattr(towers, "no_weight_decay") else set()
     layers = depths(towers) if options.layer_decay != 1.0 else defaultdict(int)
     groups: dict[tuple[bool, bool, int], dict[str, Any]] = {}
     for name, parameter in towers.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim >= 2 and name not in no_decay
+            decays = parameter.ndim >= 2 and "bias" not in name  # Swin's tables of biases have two axes
             key = (not decays, name in REPLICATED, layers[name])
             share = options.layer_decay ** layers[name]
             decay = options.weight_decay if decays else 0.0

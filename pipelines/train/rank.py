@@ -28,7 +28,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from sightline.models.flops import cost, peak
 from sightline.models.losses import Share
 from sightline.models.objectives import Backward, Targets
-from sightline.models.sharding import Strategy, choose, clip_gradients, make_mesh, reduce_replicated, shard
+from sightline.models.sharding import Strategy, check_fits, choose, clip_gradients, make_mesh, reduce_replicated, shard
 from sightline.models.text import get_tokenizer
 from sightline.models.towers import Towers, build
 from sightline.pipelines.corpus.reader import Corpus
@@ -133,7 +133,7 @@ class Rank:
     @cached_property
     def flops(self) -> int:
         """Of a training step, for one sample: the model's alone, whatever is computed again (Chowdhery et al. 2022)."""
-        return cost(self.spec.model).training
+        return cost(self.spec.model, self.spec.contrasted).training
 
     @cached_property
     def peak(self) -> float | None:
@@ -162,10 +162,10 @@ def set_up(spec: RunSpec, launch: Launch, corpus: Corpus, say: Callable[[str], N
     check_shared(launch.run_dir, device)
 
     # -- towers: the same random weights on every rank, then each keeps its shards
+    strategy, mesh, reason = placement(locked.count_parameters(spec.model), launch.strategy, device)
     torch.manual_seed(spec.seed)
     towers = build(spec.model)
     trunk = locked.detach_trunk(towers, spec.model)
-    strategy, mesh, reason = placement(towers, launch.strategy, device)
     if share.rank == 0:
         say(f"{len(share.counts)} worker{'s' * (len(share.counts) > 1)}, {strategy}: {reason}")
         if spec.global_batch % len(share.counts):
@@ -238,8 +238,12 @@ def stopped(launch: Launch, step: int, loss: float, norm: float, uids: NDArray[n
     )
 
 
-def placement(towers: Towers, strategy: Strategy | Literal["auto"], device: torch.device) -> tuple[Strategy, DeviceMesh, str]:
-    """How the towers' weights lie on the workers, and why; the same on all of them."""
+def placement(parameters: int, strategy: Strategy | Literal["auto"], device: torch.device) -> tuple[Strategy, DeviceMesh, str]:
+    """How so many parameters lie on the workers, and why; the same on all of them.
+
+    Raises:
+        ValueError: the workers have no room for them.
+    """
     hosts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(hosts, platform.node())
     machines = Counter(hosts)
@@ -249,12 +253,14 @@ def placement(towers: Towers, strategy: Strategy | Literal["auto"], device: torc
     else:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // machines[platform.node()]
     if strategy == "auto":
-        choice = [choose(sum(p.numel() for p in towers.parameters()), memory, len(hosts), per_machine)]
+        choice = [choose(parameters, memory, len(hosts), per_machine)]
         dist.broadcast_object_list(choice, src=0)
         strategy, reason = choice[0]
     else:
         reason = "as asked"
-    return strategy, make_mesh(strategy, device.type, len(hosts), per_machine), reason
+    mesh = make_mesh(strategy, device.type, len(hosts), per_machine)
+    check_fits(parameters, memory, mesh.shape[-1])
+    return strategy, mesh, reason
 
 
 def seed_torch(seed: int, step: int, first: int) -> None:

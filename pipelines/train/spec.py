@@ -11,29 +11,29 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 
 from sightline.models.augment import Augment
-from sightline.models.classifier import has_batch_norms
 from sightline.models.interchange.load_weights import find
 from sightline.models.interchange.origin import sha256
 from sightline.models.objectives import Classification, Contrastive, Prediction
-from sightline.models.rand_augment import STRONGEST
 from sightline.models.sharding import Strategy
-from sightline.models.towers import ModelConfig, build
+from sightline.models.towers import ModelConfig
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.view import select_view
 from sightline.pipelines.feed.labels import class_list, places
+from sightline.pipelines.train.checks import check_model, check_ranges
 from sightline.pipelines.train.optim import OptimConfig
+
+# Settings of the model that count only where they are used: they came later, and gave no run another name.
+LATER = {"pretrained_sha256": "", "quick_gelu": False}
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,17 @@ class RunSpec:
         fields = asdict(self)
         for place in ("corpus", "filters") if self.data.view else ("corpus", "filters", "view"):  # a view counts by its digest
             fields["data"].pop(place)
-        fields["model"].pop("pretrained_image")
+        for source in ("pretrained_image", "pretrained"):
+            fields["model"].pop(source)
+        for name, unused in LATER.items():
+            if fields["model"][name] == unused:
+                fields["model"].pop(name)
         return hashlib.sha256(canonical_json(fields).encode()).hexdigest()[:12]
+
+    @property
+    def contrasted(self) -> int:
+        """With how many pairs each one is compared; 0 without a contrastive loss."""
+        return self.global_batch if isinstance(self.objective, Contrastive) else 0
 
     @property
     def order_key(self) -> str:
@@ -156,82 +165,6 @@ def prepare(spec: RunSpec, overrides: Sequence[str], *, gpus: bool) -> RunSpec:
     return resolve(spec, corpus, bf16_available=gpus)
 
 
-def check_ranges(spec: RunSpec) -> None:
-    """Refuse values that have the right type and make no sense, and settings that the run would ignore.
-
-    Raises:
-        ValueError: with what to give instead.
-    """
-    for name, value in (("steps", spec.steps), ("global_batch", spec.global_batch)):
-        if value < 1:
-            raise ValueError(f"{name}={value}; give at least 1")
-    if not (isfinite(spec.optim.lr) and spec.optim.lr > 0):
-        raise ValueError(f"optim.lr={spec.optim.lr}; give a positive number")
-    optim = spec.optim
-    for name, low, high in (("cooldown", 0, 1), ("layer_decay", 0, 1), ("ema", 0, 0.999999)):
-        if not low <= getattr(optim, name) <= high:
-            raise ValueError(f"optim.{name}={getattr(optim, name)}; give a number from {low} to {high}")
-    if isinstance(spec.objective, Classification):
-        check_classification(spec, spec.objective)
-    else:
-        check_pairs(spec, spec.objective)
-    augment = spec.data.augment
-    for name in ("flip", "grey", "word_drop", "feature_drop"):
-        if not 0 <= getattr(augment, name) < (1 if name.endswith("drop") else 1.000001):
-            raise ValueError(f"{name}={getattr(augment, name)}; give a probability")
-    if augment.rand_augment and not (augment.rand_augment[0] >= 0 and 0 <= augment.rand_augment[1] <= STRONGEST):
-        raise ValueError(
-            f"rand_augment={list(augment.rand_augment)}; give [operations, strength], as in [2, 9], strength at most {STRONGEST}"
-        )
-    on_pixels = [name for name in ("crop_area", "shift", "flip", "rand_augment", "grey") if getattr(augment, name)]
-    if spec.model.lock_image and on_pixels:
-        raise ValueError(
-            f"a locked image tower's features are computed once, without augmentation; leave out {', '.join(on_pixels)}"
-        )
-    if augment.feature_drop and not spec.model.lock_image:
-        raise ValueError("feature_drop is for a locked image tower; give model.lock_image=true or leave it out")
-
-
-def check_pairs(spec: RunSpec, objective: Contrastive | Prediction) -> None:
-    """Refuse what does not go with images and captions.
-
-    Raises:
-        ValueError: with what to give instead.
-    """
-    if spec.model.is_classifier or spec.model.classes or spec.model.is_predictor != isinstance(objective, Prediction):
-        raise ValueError(
-            f"a {objective.kind} objective does not go with this model.text or model.classes; take a recipe such as clip_small "
-            "(contrastive) or captions_small (prediction)"
-        )
-    if isinstance(objective, Contrastive) and (objective.loss == "sigmoid") != (spec.model.init_logit_bias is not None):
-        raise ValueError(
-            f"objective.loss={objective.loss} and model.init_logit_bias={spec.model.init_logit_bias} do not go together; "
-            "the sigmoid loss begins with a bias (SigLIP: model.init_logit_bias=-10), info_nce has none"
-        )
-    if spec.data.augment.mixup or spec.data.augment.cutmix:
-        raise ValueError("mixup and cutmix mix labels, and captions cannot be mixed; leave them out")
-
-
-def check_classification(spec: RunSpec, objective: Classification) -> None:
-    """Refuse what does not go with a classifier.
-
-    Raises:
-        ValueError: with what to give instead.
-    """
-    if not spec.model.is_classifier:
-        raise ValueError("a classification objective needs a model without a text tower (text={}); take a recipe such as vit_b16")
-    if spec.model.lock_image:
-        raise ValueError("a classifier trains its image tower; leave out model.lock_image, or give optim.layer_decay")
-    if not 0 <= objective.label_smoothing < 1:
-        raise ValueError(f"objective.label_smoothing={objective.label_smoothing}; give a share from 0 to 1")
-    augment = spec.data.augment
-    for name in ("mixup", "cutmix"):
-        if not 0 <= getattr(augment, name) < float("inf"):
-            raise ValueError(f"{name}={getattr(augment, name)}; give the α of a Beta distribution, or 0 for none")
-    if ignored := [name for name in ("grey_removes", "word_drop") if getattr(augment, name)]:
-        raise ValueError(f"{' and '.join(ignored)} change captions, and a classifier reads none; leave them out")
-
-
 def resolve(spec: RunSpec, corpus: Corpus, *, bf16_available: bool) -> RunSpec:
     """The spec with everything filled in that depends on the corpus, the device and local files.
 
@@ -254,24 +187,28 @@ def resolve(spec: RunSpec, corpus: Corpus, *, bf16_available: bool) -> RunSpec:
     else:
         check_captions(corpus, rows, what)
     if model.pretrained_image:
-        source = model.pretrained_image
-        digest = sha256(find(source).path)
-        source = str(Path(source).resolve()) if Path(source).exists() else source
+        source, digest = located(model.pretrained_image)
         model = replace(model, pretrained_image=source, pretrained_image_sha256=digest)
-    elif model.lock_image:
+    if model.pretrained:
+        source, digest = located(model.pretrained)
+        model = replace(model, pretrained=source, pretrained_sha256=digest)
+    if model.lock_image and not model.image_is_given:
         raise ValueError("a locked image tower needs its weights; give model.pretrained_image=PATH of a timm safetensors file")
-    with torch.device("meta"):  # what cannot be built is said here, before anything is started
-        batch_norms = has_batch_norms(build(model))
-    if batch_norms:
-        raise ValueError(
-            "this image tower has batch norms, and their numbers depend on which rows a worker holds; start from weights by "
-            "model.pretrained_image=PATH (they are frozen then), or take a tower without: any ViT, Swin or ConvNeXt, resnet50_gn, "
-            "resnetv2_50x1_bit, or a ResNet with model.vision.norm_layer=groupnorm"
-        )
+    check_model(model)
     precision = ("bf16" if bf16_available else "fp32") if spec.precision == "auto" else spec.precision
     # The opened corpus' own location is absolute: workers may have another working directory than the command that started them.
     data = replace(spec.data, root=corpus.root, corpus=corpus.location, view=view)
     return replace(spec, model=model, precision=precision, data=data)
+
+
+def located(source: str) -> tuple[str, str]:
+    """Pretrained weights as every worker finds them, whatever its working directory, and their digest.
+
+    Raises:
+        ValueError: there are none.
+    """
+    digest = sha256(find(source).path)
+    return (str(Path(source).resolve()) if Path(source).exists() else source), digest
 
 
 def check_captions(corpus: Corpus, rows: NDArray[np.int64], what: str) -> None:

@@ -112,10 +112,13 @@ def train(
 
 def train_on_ray(spec: RunSpec, launch: Launch, address: str | None) -> TrainReport:
     from sightline.infra.session import available_cpus, check_workers, ray_session
+    from sightline.pipelines.corpus.reader import Corpus
     from sightline.pipelines.train import job
 
     if launch.keep_best and not launch.evaluate:
         raise ValueError("--keep-best needs --evaluate SPLIT, which gives each checkpoint its metrics")
+    if launch.evaluate:
+        Corpus.open(spec.data.corpus, spec.data.root).select(launch.evaluate)  # says so where there is no such split
     log.print(f"run {launch.run_dir.name}: {spec.steps:,} steps of {spec.global_batch:,}, {spec.precision}")
     address = address or settings.ray_address()
     with ray_session(address, debug=settings.debug()):

@@ -37,6 +37,10 @@ MISTAKES = {
         ["train", "lit_small", "corpus={corpus}", "global_batch=8", "pretrained_image=absent.safetensors"],
         "absent.safetensors",
     ),
+    "an unknown split to evaluate": (
+        ["train", "clip_demo", "corpus={corpus}", "global_batch=8", "--evaluate", "dev"],
+        "has no split",
+    ),
     "no model": (["evaluate", "no-such-model", "{corpus}"], "give an artifact folder"),
     "a folder that is no artifact": (["evaluate", "empty", "{corpus}"], "give an artifact folder"),
     "a model that cannot be served": (["serve", "empty", "--port", "18471"], "give an artifact folder"),

@@ -9,13 +9,23 @@ from typing import get_args
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from sightline.models.losses import Share
 from sightline.models.objectives import Contrastive, Targets
 from sightline.models.preprocess import Preprocess
-from sightline.models.sharding import Strategy, blocks, choose, clip_gradients, grad_norm, make_mesh, reduce_replicated, shard
+from sightline.models.sharding import (
+    Strategy,
+    blocks,
+    check_fits,
+    choose,
+    clip_gradients,
+    grad_norm,
+    make_mesh,
+    reduce_replicated,
+    shard,
+)
 from sightline.models.text import get_tokenizer
 from sightline.models.towers import ModelConfig, build
 from tests.processes import on_ranks
@@ -51,19 +61,24 @@ CONV = ModelConfig(
 )
 
 
-def gradients_of(config: ModelConfig, objective: Contrastive, strategy: Strategy | None) -> dict[str, Tensor]:
-    """Every parameter's gradient of one global batch; without a strategy this process holds all of it."""
+def gradients_of(
+    config: ModelConfig, objective: Contrastive, strategy: Strategy | None, *, bf16: bool = False
+) -> dict[str, Tensor]:
+    """The loss and every parameter's gradient of one global batch; without a strategy this process holds all of it."""
     torch.manual_seed(0)
     towers = build(config)
     image = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     group = dist.group.WORLD if strategy else None
     if strategy:
-        shard(towers, make_mesh(strategy, "cpu", dist.get_world_size(), max(1, dist.get_world_size() // 2)), bf16=False)
+        shard(towers, make_mesh(strategy, "cpu", dist.get_world_size(), max(1, dist.get_world_size() // 2)), bf16=bf16)
     share = Share.of(8, group)
     run = objective.prepare(get_tokenizer(config.tokenizer, 12), share, lambda: CAPTIONS)
-    run(towers, image[share.own], Targets(CAPTIONS[share.own]), lambda first: None)
+    loss = run(towers, image[share.own], Targets(CAPTIONS[share.own]), lambda first: None)
+    if group:
+        dist.all_reduce(loss)
+        loss /= dist.get_world_size()
     reduce_replicated(towers, group)
-    found = {"norm": grad_norm(towers)}
+    found = {"loss": loss, "norm": grad_norm(towers)}
     for name, parameter in towers.named_parameters():
         grad = parameter.grad
         assert grad is not None, name
@@ -93,6 +108,36 @@ def test_sharded_gradients_equal_one_process(world: int, tmp_path: Path) -> None
     assert all(float(want["clipped_norm"]) == pytest.approx(0.1, rel=1e-4) for want in wanted.values())
 
 
+def half_precision() -> dict[str, tuple[set[torch.dtype], dict[str, Tensor]]]:
+    """By case, in which types attention and convolutions computed, and the gradients."""
+    seen: set[torch.dtype] = set()
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.MultiheadAttention | nn.Conv2d):
+            seen.add(inputs[0].dtype)
+
+    handle = nn.modules.module.register_module_forward_hook(note)
+    found = {}
+    for name in CASES:
+        seen.clear()
+        gradients = gradients_of(*CASES[name], "fsdp", bf16=True)
+        found[name] = set(seen), gradients
+    handle.remove()
+    return found
+
+
+def test_in_bf16_the_towers_alone_are_rounded(tmp_path: Path) -> None:
+    """Loss, reduction, gradients and the scale stay in float32; all are close to those of float32."""
+    wanted = {name: gradients_of(*case, None) for name, case in CASES.items()}
+    for ranks in on_ranks(2, tmp_path, half_precision):
+        for name, (types, got) in ranks.items():
+            want = wanted[name]
+            assert types == {torch.bfloat16} and {tensor.dtype for tensor in got.values()} == {torch.float32}
+            assert float(got["loss"]) == pytest.approx(float(want["loss"]), rel=1e-2)
+            whole, exact = (torch.cat([found[key].flatten() for key in want if "norm" not in key]) for found in (got, want))
+            assert (whole - exact).norm() < 0.05 * exact.norm(), name
+
+
 @pytest.mark.parametrize(
     ("memory", "world", "per_machine", "chosen"),
     [(64e9, 8, 8, "ddp"), (63e9, 8, 8, "fsdp"), (63e9, 16, 8, "hsdp"), (1e9, 16, 8, "fsdp"), (63e9, 12, 8, "fsdp")],
@@ -101,6 +146,14 @@ def test_the_strategy_goes_by_memory(memory: float, world: int, per_machine: int
     """A billion parameters: 16 GB of state, which needs four times as much to count as small."""
     strategy, reason = choose(10**9, int(memory), world, per_machine)
     assert strategy == chosen and "16 GB" in reason
+
+
+def test_what_cannot_fit_is_refused_with_the_workers_that_it_takes() -> None:
+    check_fits(10**9, int(8e9), 2)
+    with pytest.raises(
+        ValueError, match=r"16 GB of .* do not fit 2 workers of 5 GB; give at least 4 such workers and --strategy fsdp"
+    ):
+        check_fits(10**9, int(5e9), 2)
 
 
 def test_blocks_of_both_towers_are_found() -> None:

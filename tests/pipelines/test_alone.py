@@ -89,6 +89,9 @@ def test_told_to_end_it_saves_and_the_same_command_loses_no_step(
     report = json.loads(done.stdout)
     assert report["resumed_from"] == stopped_at < 40
     assert [line["step"] for line in lines(Path(report["artifact"]).parent)] == list(range(1, 41))
+    record_of_all = lines(Path(report["artifact"]).parent)
+    wall_s = record_of_all[-1]["at"] - record_of_all[0]["began"]
+    assert sum(report["seconds"].values()) == pytest.approx(wall_s, rel=0.02)
     assert report["seconds"]["redone"] == 0 and report["seconds"]["restart"] > 0
 
 

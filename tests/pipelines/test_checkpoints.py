@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.train import checkpoints
@@ -61,6 +62,10 @@ def test_any_number_of_workers_goes_on_where_another_stopped(digits: Corpus, tmp
     assert [step.loss for step in parts] == pytest.approx([step.loss for step in whole], abs=1e-4)
     for name, tensor in weights(Launch(tmp_path / "whole")).items():
         assert torch.allclose(weights(launch)[name], tensor, atol=2e-4), name
+    # Where the data goes on is a step of a named run; the rest of the record is the names of files.
+    (*_, last) = checkpoints.complete(launch.saved_at, spec.run_id)
+    record = json.loads((Path(last.path) / checkpoints.MARKER).read_text())
+    assert record.pop("files") and len(json.dumps(record)) < 1024
 
 
 def test_a_bucket_holds_checkpoints_as_a_folder_does(digits: Corpus, tmp_path: Path, s3: MakeBucket) -> None:
@@ -109,6 +114,31 @@ def test_a_full_disk_ends_with_a_remedy_and_the_checkpoint_before(digits: Corpus
     found = checkpoints.newest(launch.saved_at, spec.run_id)
     assert found is None or found.step == 2
     assert on_ranks(1, tmp_path / "again", go, spec, launch)[0][-1].step == 6
+
+
+def loaded_into_others(folder: Path) -> list[str]:
+    """What is said when a checkpoint of one layer is loaded into another shape of it, and into a deeper model."""
+
+    def state(*layers: nn.Linear) -> checkpoints.State:
+        towers = nn.Sequential(*layers)
+        return checkpoints.State(towers, torch.optim.AdamW(towers.parameters()))
+
+    saves = checkpoints.Checkpoints(folder, "run")
+    saves.begin(1, 0.5, "00", state(nn.Linear(4, 4)))
+    saves.close()
+    found, said = checkpoints.newest(folder, "run"), []
+    assert found is not None
+    for other in (state(nn.Linear(4, 5)), state(nn.Linear(4, 4), nn.Linear(4, 4))):
+        try:
+            checkpoints.load(found, other)
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
+def test_a_checkpoint_of_another_model_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    (said,) = on_ranks(1, tmp_path / "r", loaded_into_others, tmp_path / "saved")
+    assert len(said) == 2 and all("does not fit this model" in line and "begin another run" in line for line in said)
 
 
 def fake(root: Path, step: int, run_id: str = "run", size: int = 3, score: float | None = None) -> Path:

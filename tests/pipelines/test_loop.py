@@ -125,6 +125,13 @@ def refused(spec: RunSpec, launch: Launch) -> str:
     return ""
 
 
+def test_a_model_that_cannot_fit_is_refused_before_its_weights_are_made(digits: Corpus, tmp_path: Path) -> None:
+    spec = spec_for(digits)
+    vast = replace(spec, model=replace(spec.model, vision={**spec.model.vision, "width": 2**20}))
+    (message,) = on_ranks(1, tmp_path / "r", refused, vast, Launch(tmp_path / "run"))
+    assert "do not fit 1 worker of" in message and "or a smaller model" in message
+
+
 def test_a_worker_without_a_row_is_refused(digits: Corpus, tmp_path: Path) -> None:
     spec = replace(spec_for(digits), global_batch=1)
     messages = on_ranks(2, tmp_path / "r", refused, spec, Launch(tmp_path / "run"))

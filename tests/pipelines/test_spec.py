@@ -54,11 +54,28 @@ def test_overrides_are_typed_and_may_be_short() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    ["steps=0", "global_batch=0", "lr=NaN", "lr=-1", "grey=2", "word_drop=1", "feature_drop=0.5", "model.lock_image=true"],
+    [
+        *("steps=0", "global_batch=0", "lr=NaN", "lr=-1", "grey=2", "word_drop=1", "feature_drop=0.5", "model.lock_image=true"),
+        *("eps=0", "clip_norm=-1", "warmup_steps=-1", "weight_decay=-0.1", "beta1=1", "beta2=2"),
+        *("model.preprocess.size=0", "crop_area=[0.5, 2]", "crop_area=[0, 1]", "shift=-1"),
+    ],
 )
 def test_values_that_make_no_sense_are_refused(wrong: str, digits: Corpus) -> None:
     with pytest.raises(ValueError, match=r"give|leave"):
         prepare(find_recipe("clip_demo"), [f"corpus={digits.location}", "global_batch=8", wrong], gpus=False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("model.preprocess.size=63", r"does not take images of 63 pixels .* what model\.vision\.image_size says"),
+        ("model.vision.width=130", "these towers cannot be built: embed_dim must be divisible by num_heads"),
+        ("model.text.vocab_size=100", "the tokenizer has 49408 words"),
+    ],
+)
+def test_a_model_that_does_not_fit_its_input_is_refused(wrong: str, message: str, digits: Corpus) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepare(find_recipe("clip_small"), [f"corpus={digits.location}", "global_batch=8", wrong], gpus=False)
 
 
 def own_recipe() -> RunSpec:
