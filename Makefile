@@ -25,7 +25,7 @@ demo: $(STAMP) ## the main job, from images and captions to a served model (8 mi
 test: $(STAMP) ## all tests (14 minutes on two cores)
 	$(BIN)/pytest -n $(PROCESSES) --dist loadgroup -m "not campaign"
 
-bench: $(STAMP) ## our figures beside the peers', on CORPUS=... and PHOTOS=..., written to BENCHMARKS.md (an hour)
+bench: $(STAMP) ## our figures beside the peers', on CORPUS=... PHOTOS=... [CLASSES=... WEIGHTS=...], written to BENCHMARKS.md (an hour)
 	@test -n "$(CORPUS)" -a -n "$(PHOTOS)" || { echo 'make bench CORPUS=PATH PHOTOS=PATH: a corpus of photos with splits, as `sightline ingest` writes it, and a folder of .jpg files'; exit 2; }
 	$(BIN)/python -m benchmarks.ingest_vs_img2dataset $(PHOTOS)
 	$(BIN)/python -m benchmarks.corpus_scale
@@ -35,6 +35,7 @@ bench: $(STAMP) ## our figures beside the peers', on CORPUS=... and PHOTOS=..., 
 	$(BIN)/python -m benchmarks.feeding $(PHOTOS)
 	$(BIN)/python -m benchmarks.checkpointing
 	$(BIN)/python -m benchmarks.speed_vs_open_clip $(CORPUS)
+	$(if $(WEIGHTS),$(BIN)/python -m benchmarks.imagenette $(CLASSES) $(WEIGHTS))
 	$(BIN)/python -m benchmarks.clip_small_vs_open_clip $(CORPUS)
 
 campaign: $(STAMP) ## kills by the dozen (half an hour), written to BENCHMARKS.md

@@ -39,7 +39,7 @@ NAMES = {
     "streaming": "mosaicml-streaming, DataLoader",
     "read-images": "Ray `read_images(size=)`, its own decode",
 }
-PAUSES_MS = (100, 200, 400)
+PAUSES_MS = (100, 200)
 Measured = dict[str, float]
 
 
