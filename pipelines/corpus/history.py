@@ -16,6 +16,7 @@ from sightline.pipelines.corpus.digests import page_digest
 from sightline.pipelines.corpus.manifest import (
     CURRENT,
     Manifest,
+    OtherFormatError,
     Page,
     decode,
     encode,
@@ -54,7 +55,7 @@ def read_history(store: Store) -> History:
 
     Raises:
         FileNotFoundError: there is no corpus.
-        ValueError: no manifest of it can be read.
+        ValueError: no manifest of it can be read, or one has another format.
     """
     problems: list[Problem] = []
     files = {int(found[1]): name for name in store.names("manifests") if (found := GENERATION.fullmatch(name))}
@@ -65,23 +66,24 @@ def read_history(store: Store) -> History:
     manifests: dict[int, Manifest] = {}
     for number, raw in data.items():
         try:
-            manifests[number] = decode(raw, files[number])
+            manifests[number] = decode(raw, f"{store.location}/{files[number]}")
             if encode(manifests[number]) != raw:
                 problems.append((files[number], "is not as it was written"))
-        except ValueError:
+        except ValueError as error:
+            if isinstance(error, OtherFormatError) and raw == read_current(store):
+                raise  # two files say so: it is no damage
             problems.append((files[number], "cannot be read"))
             if (copy := copy_of(store, number)) is not None:
                 manifests[number] = copy
     if not manifests:
         raise ValueError(f"no manifest of {store.location} can be read; restore one from a copy")
-    try:
-        if store.read(CURRENT) not in data.values():  # an older one is right too: its writer died before it could say so
-            last = files[max(files)]
-            whole = (last, "cannot be read") not in problems and (last, "is not as it was written") not in problems
-            remedy = f"; copy {last} over {CURRENT}" if whole else ", nor is that one whole; restore one of the two from a copy"
-            problems.append((CURRENT, f"is no copy of {last}{remedy}"))
-    except FileNotFoundError:
+    if (current := read_current(store)) is None:
         problems.append((CURRENT, "is missing"))
+    elif current not in data.values():  # an older one is right too: its writer died before it could say so
+        last = files[max(files)]
+        whole = (last, "cannot be read") not in problems and (last, "is not as it was written") not in problems
+        remedy = f"; copy {last} over {CURRENT}" if whole else ", nor is that one whole; restore one of the two from a copy"
+        problems.append((CURRENT, f"is no copy of {last}{remedy}"))
     problems += [(generation_name(number), "is missing") for number in range(1, max(data)) if number not in data]
     for number, manifest in manifests.items():
         parent = data.get(number - 1)
@@ -113,11 +115,19 @@ def ancestors(store: Store, manifest: Manifest) -> Iterator[Manifest]:
         yield manifest
 
 
+def read_current(store: Store) -> bytes | None:
+    """What `manifest.json` holds; None where there is none."""
+    try:
+        return store.read(CURRENT)
+    except FileNotFoundError:
+        return None
+
+
 def copy_of(store: Store, number: int) -> Manifest | None:
     """The generation as `manifest.json` has it."""
     try:
-        copy = decode(store.read(CURRENT), CURRENT)
-    except (FileNotFoundError, ValueError):
+        copy = decode(read_current(store) or b"", CURRENT)
+    except ValueError:
         return None
     return copy if copy.generation == number else None
 

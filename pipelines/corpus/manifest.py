@@ -96,11 +96,16 @@ def encode(manifest: Manifest) -> bytes:
     return (json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n").encode()
 
 
+class OtherFormatError(ValueError):
+    """A manifest is whole, and of another version of the format: nothing is wrong with it, and nothing may be done to its files."""
+
+
 def decode(data: bytes, where: str) -> Manifest:
     """A manifest from its bytes.
 
     Raises:
-        ValueError: it is none, or of another format.
+        OtherFormatError: it is of another format.
+        ValueError: it is none, or a damaged one.
     """
     try:
         fields = json.loads(data)
@@ -108,7 +113,7 @@ def decode(data: bytes, where: str) -> Manifest:
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{where} is no manifest; ingest into a fresh folder") from None
     if found != FORMAT:
-        raise ValueError(
+        raise OtherFormatError(
             f"{where} has format {found!r}, and this version of Sightline reads {FORMAT!r}; update Sightline, or ingest again"
         )
     try:

@@ -8,9 +8,11 @@ does not end fails the run.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from threading import Thread
@@ -24,16 +26,27 @@ from sightline.pipelines.ingest.fetch.downloads import Downloads
 from sightline.pipelines.ingest.fetch.result import Failed
 from sightline.pipelines.ingest.resize import Resize
 from sightline.pipelines.ingest.sources.item import Item, Source
-from sightline.pipelines.ingest.transform import Read, transform
+from sightline.pipelines.ingest.sources.place import is_far
+from sightline.pipelines.ingest.transform import MAX_BYTES, Read, transform
 from sightline.pipelines.ingest.watchdog import ITEM_LIMIT_S, watchdog
 
 FAST_ATTEMPTS = 2
 MAX_ATTEMPTS = 6
+READ, AHEAD_BYTES = 8, 64 * 2**20  # of a source on a network: items that are read at a time, and a bound on their bytes
+Turn = AbstractContextManager[object]
+ALONE: Turn = nullcontext()
 Work = tuple[int, Item, Read] | Rejected  # the position in the plan, the item, what reads its bytes
 
 
-def build_shard(store: Store, plan: Plan, source: Source, index: int, downloads: Downloads | None = None) -> ShardRecord:
-    """Write one shard of a plan and its done record; `downloads` for sources whose images are URLs.
+def build_shard(
+    store: Store, plan: Plan, source: Source, index: int, downloads: Downloads | None = None, turn: Turn = ALONE
+) -> ShardRecord:
+    """Write one shard of a plan and its done record.
+
+    Args:
+        store, plan, source, index: whereto, what, from where, and which one.
+        downloads: for sources whose images are URLs.
+        turn: held while rows are made, and no longer while the shard's files are hashed and flushed.
 
     Raises:
         RuntimeError: the shard was begun too often.
@@ -48,12 +61,24 @@ def build_shard(store: Store, plan: Plan, source: Source, index: int, downloads:
     first = index * plan.shard_rows
     items = [(first + i, Item.from_row(row)) for i, row in enumerate(read_chunk(store, plan, index))]
     answers: list[Answer] = []
-    work = ((plan_row, item, source.read) for plan_row, item in items) if downloads is None else fetched(items, downloads, answers)
+    fast = attempt <= FAST_ATTEMPTS
+    work: Iterable[Work]
+    if downloads is not None:
+        work = fetched(items, downloads, answers)
+    elif fast and is_far(source):
+        work = read_ahead(items, source.read)
+    else:
+        work = ((plan_row, item, source.read) for plan_row, item in items)
     how = Conversion(
         plan.config["max_pixels"], Resize.from_config(plan.config["resize"]), read_tombstones(store, plan.config.get("tombstones"))
     )
-    outcomes = (directly if attempt <= FAST_ATTEMPTS else isolated)(work, how)
-    return write_shard(store, plan.plan_id, index, outcomes, answers)
+    with closing(in_turn((directly if fast else isolated)(work, how), turn)) as outcomes:  # whatever fails, the turn is given on
+        return write_shard(store, plan.plan_id, index, outcomes, answers)
+
+
+def in_turn(outcomes: Iterator[Row | Rejected], turn: Turn) -> Generator[Row | Rejected, None, None]:
+    with turn:
+        yield from outcomes
 
 
 @dataclass(frozen=True)
@@ -88,6 +113,41 @@ def fetched(items: Sequence[tuple[int, Item]], downloads: Downloads, said: list[
             yield plan_row, item, Given(answer.data)
     finally:
         answers.close()
+
+
+def read_ahead(items: Iterable[tuple[int, Item]], read: Read) -> Iterator[Work]:
+    """Bytes are read some items ahead, side by side, since a bucket takes its time for each; of two containers one at a time,
+    since sources hold the one last opened.
+    """
+    ahead: deque[tuple[int, Item, Read]] = deque()
+    pool = ThreadPoolExecutor(READ)
+    try:
+        for plan_row, item in items:
+            while ahead and (
+                len(ahead) == READ or sum(size(known) for _, known, _ in ahead) > AHEAD_BYTES or item.block != ahead[-1][1].block
+            ):
+                yield ahead.popleft()
+            wanted = [item.image, *([item.mask] if item.mask else [])] if item.verdict is None and size(item) <= MAX_BYTES else []
+            begun = {reference: pool.submit(read, reference) for reference in wanted}
+            ahead.append((plan_row, item, Begun(begun) if begun else read))
+        yield from ahead
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def size(item: Item) -> int:
+    """Of an item's files, in bytes, as far as it was listed."""
+    return (item.nbytes or 0) + (item.mask_nbytes or 0)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Gives bytes that are being read, or raises what reading them raised."""
+
+    begun: Mapping[str, Future[bytes]]
+
+    def __call__(self, reference: str) -> bytes:
+        return self.begun[reference].result()
 
 
 @dataclass(frozen=True)

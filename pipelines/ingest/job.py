@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import ray.data
@@ -26,7 +28,7 @@ from sightline.pipelines.corpus.manifest import read_manifest
 from sightline.pipelines.corpus.plan import Plan
 from sightline.pipelines.corpus.shards import ShardRecord, done_records
 from sightline.pipelines.corpus.store import Store
-from sightline.pipelines.ingest.build import build_shard, forget_attempts
+from sightline.pipelines.ingest.build import ALONE, Turn, build_shard, forget_attempts
 from sightline.pipelines.ingest.fetch.downloads import Downloads
 from sightline.pipelines.ingest.fetch.result import FetchOptions
 from sightline.pipelines.ingest.prepare import Prepared, prepare
@@ -35,7 +37,7 @@ from sightline.pipelines.ingest.resize import Resize
 from sightline.pipelines.ingest.sources.item import Source
 from sightline.pipelines.ingest.sources.url_list import UrlList
 
-QUEUED = 3  # shards that a worker has or waits for
+BEGUN, QUEUED = 2, 3  # shards that a worker works at (the files of one are flushed while the next is read), and has or waits for
 MAX_TASKS = 256  # a task costs the driver about 6 ms, so that many shards have to share their tasks
 # What Ray shall reserve for a worker: libraries (300 MB), a batch of rows in three copies (200 MB), one image of the largest
 # allowed size while it is decoded and resampled. Small machines then run fewer workers rather than out of memory.
@@ -88,17 +90,22 @@ def run(prepared: Prepared, progress: Watch | None = None) -> IngestReport:
         "seconds": round(seconds, 3),
         "images_per_s": round(sum(plan.chunk_rows(index) for index in todo) / seconds, 3),
     }
-    manifest = commit_plan(
-        store,
-        plan,
-        records,
-        prepared.classes,
-        facts,
-        source=prepared.location,
-        change=prepared.change,
-        retried=prepared.retried,
-        onto=prepared.onto,
-    )
+    try:
+        manifest = commit_plan(
+            store,
+            plan,
+            records,
+            prepared.classes,
+            facts,
+            source=prepared.location,
+            change=prepared.change,
+            retried=prepared.retried,
+            onto=prepared.onto,
+        )
+    except OSError as error:
+        raise (
+            error if error.errno is None else OSError(cannot_write(store, error))
+        ) from None  # without a number: a sentence already
     return IngestReport.of(manifest)
 
 
@@ -120,7 +127,12 @@ def build_all(prepared: Prepared, todo: Sequence[int]) -> Iterator[ShardRecord]:
         built = shards.map(
             Builder,
             fn_constructor_args=(prepared.store, prepared.plan, prepared.source, options),
-            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=QUEUED),
+            compute=ray.data.ActorPoolStrategy(
+                size=workers,
+                max_tasks_in_flight_per_actor=QUEUED,
+                enable_true_multi_threading=True,
+                max_concurrent_calls_per_actor=BEGUN,
+            ),
             num_cpus=1,
             memory=memory,
         )
@@ -137,21 +149,29 @@ def room(nodes: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     return max(1, sum(min(cpus, nbytes // memory) for cpus, nbytes in have)), memory
 
 
-def build_row(store: Store, plan: Plan, source: Source, row: dict[str, int], downloads: Downloads | None = None) -> dict[str, str]:
+def build_row(
+    store: Store, plan: Plan, source: Source, row: dict[str, int], downloads: Downloads | None = None, turn: Turn = ALONE
+) -> dict[str, str]:
     """What a worker does with one row. Records travel as JSON: Arrow would unite their `codes` into one struct."""
     try:
-        record = build_shard(store, plan, source, row["shard"], downloads)
+        record = build_shard(store, plan, source, row["shard"], downloads, turn)
     except ConnectionError as error:
         return {"record": "", "failure": f"{error}; the same command goes on"}
-    except OSError as error:  # a full disk, a missing permission: the user's to mend, so no traceback of Ray's around it
-        why = error.strerror or " ".join(str(error).split())
-        return {"record": "", "failure": f"cannot write {error.filename or store.location}: {why}; then the same command goes on"}
+    except OSError as error:  # the user's to mend, so no traceback of Ray's around it
+        return {"record": "", "failure": cannot_write(store, error)}
     return {"record": json.dumps(record.to_json()), "failure": ""}
+
+
+def cannot_write(store: Store, error: OSError) -> str:
+    """What a person has to know of a full disk or a missing permission; Arrow's own words for these are long."""
+    why = " ".join(str(error).split()) if error.errno is None else os.strerror(error.errno)
+    return f"cannot write {error.filename or store.location}: {why}; mend that, and the same command goes on"
 
 
 class Builder:
     """A worker: an actor, at which the next shard waits already (after a task, the driver took 0.2 s to send another).
 
+    Of the shards that it works at, one at a time makes rows: decoders hold Python's lock, so two would only wait for each other.
     For URLs it has its own downloads: one event loop and its connections serve all shards that it builds. Connections per
     host are the job's: each actor has its share of them, and there are no more actors than connections.
     """
@@ -160,10 +180,11 @@ class Builder:
         if plan.config["resize"] != Resize().config():
             import_module("sightline.models.preprocess")  # takes seconds, which are not to count against the first image's limit
         self.where = (store, plan, source)
+        self.turn = Lock()
         self.downloads = None if options is None else Downloads(options)
 
     def __call__(self, row: dict[str, int]) -> dict[str, str]:
-        return build_row(*self.where, row, self.downloads)
+        return build_row(*self.where, row, self.downloads, self.turn)
 
 
 @contextmanager

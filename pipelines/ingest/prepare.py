@@ -269,5 +269,5 @@ def finished(store: Store, plan: Plan) -> Manifest | None:
     if begun not in ([], [plan.plan_id]):
         raise FileExistsError(f"{store.location} holds an unfinished ingest of another source or other options; {remedy}")
     if not begun and not set(store.entries()) <= {STAGING, "plans"}:  # what a begun plan leaves behind
-        raise FileExistsError(f"{store.location} holds files that are no corpus; {remedy}")
+        raise FileExistsError(f"{store.location} holds files that are no corpus; ingest into a fresh folder, or remove that one")
     return None

@@ -2,12 +2,13 @@
 
 Every image is decoded in full, since only that finds what was cut or damaged. Its bytes are kept as they are unless the
 ingest resizes or re-encodes, for which the same pixels serve. A reason is about the item: storage that refuses everything (expired
-credentials, no network) raises instead, or a corpus would be "finished" with an error row for each of its inputs.
+credentials, no network) and a full disk of ours raise instead, or a corpus would be "finished" with an error row for each input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from errno import EDQUOT, EMFILE, ENFILE, ENOMEM, ENOSPC
 
 from sightline.models.codec import MAX_PIXELS, ImageError, decode, decode_labels
 from sightline.pipelines.corpus.object_store import shut
@@ -16,6 +17,7 @@ from sightline.pipelines.ingest.resize import Resize
 from sightline.pipelines.ingest.sources.item import Item
 
 MAX_BYTES = 256 * 2**20  # of one file; far above any picture within the pixel limit
+MACHINE = frozenset({ENOSPC, EDQUOT, EMFILE, ENFILE, ENOMEM})  # of these no item is to blame: what unpacks goes through the disk
 KEEP = Resize()
 Read = Callable[[str], bytes]
 
@@ -31,7 +33,7 @@ def transform(item: Item, plan_row: int, read: Read, *, max_pixels: int = MAX_PI
         resize: what is done to the pixels.
 
     Raises:
-        ConnectionError: the source's storage cannot be reached, or refuses everything.
+        ConnectionError: the source's storage cannot be reached, or refuses everything; or this machine has no room for reading.
     """
 
     def rejected(stage: str, code: str, message: str, nbytes: int | None = None) -> Rejected:
@@ -49,6 +51,8 @@ def transform(item: Item, plan_row: int, read: Read, *, max_pixels: int = MAX_PI
     except OSError as error:
         if (code := shut(error)) is not None:
             raise ConnectionError(f"the source refuses everything ({code}): {error.strerror or error}") from None
+        if error.errno in MACHINE:
+            raise ConnectionError(f"this machine could not read {item.image}: {error.strerror}; mend that") from None
         if isinstance(error, FileNotFoundError):
             return rejected("read", "missing", f"{error.filename} has gone since it was listed")
         return rejected("read", "unreadable", error.strerror or str(error))

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,8 +17,10 @@ import pytest
 from PIL import Image
 
 from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.corpus.store import open_store
+from sightline.pipelines.corpus.verify import verify
 from sightline.pipelines.ingest import build, job
-from sightline.pipelines.ingest.prepare import prepare
+from sightline.pipelines.ingest.prepare import Prepared, prepare, prepare_append
 from sightline.pipelines.ingest.report import IngestOptions
 from sightline.pipelines.ingest.sources import detect
 from sightline.pipelines.ingest.sources.class_folder import ClassFolder
@@ -118,3 +121,32 @@ def test_a_shard_that_never_ends_fails_the_run_after_a_bounded_number_of_attempt
         build.build_shard(prepared.store, prepared.plan, prepared.source, 0)
     build.forget_attempts(prepared.store, prepared.plan)
     assert build.build_shard(prepared.store, prepared.plan, prepared.source, 0).rows == 4
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 3 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"only root can make a small disk: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_full_disk_is_one_clear_error_and_what_was_committed_stays(ray_local: None, small_disk: Path, tmp_path: Path) -> None:
+    source, corpus = pictures(tmp_path / "source", 6), small_disk / "corpus"
+    store = open_store(corpus)
+    first = job.ingest(source, corpus, IngestOptions(shard_rows=6))
+    for path in pictures(tmp_path / "more", 60, 320).rglob("*.jpg"):  # 4 MB
+        path.rename(source / path.parent.name / f"new-{path.name}")
+    appended = prepare_append(source, corpus, IngestOptions(shard_rows=6))
+    assert isinstance(appended, Prepared)
+    with pytest.raises(OSError, match=r"cannot write .*: No space left on device; mend that, and the same"):
+        job.run(appended)
+    assert not verify(store).damages and Corpus.open(corpus).root == first.root
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    again = prepare_append(source, corpus, IngestOptions(shard_rows=6))
+    assert isinstance(again, Prepared) and job.run(again).kept == 66
+    assert not verify(store).damages

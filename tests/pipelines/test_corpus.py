@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from sightline.pipelines.corpus.commit import commit_plan
+from sightline.pipelines.corpus.gc import collect
 from sightline.pipelines.corpus.manifest import read_manifest, read_shards
 from sightline.pipelines.corpus.plan import Plan, config_name, default_shard_rows, make_plan, plan_ids, read_chunk, save_plan
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.schema import Rejected, Row, make_row
 from sightline.pipelines.corpus.shards import ShardRecord, done_records, write_shard
-from sightline.pipelines.corpus.store import LocalStore, open_store
+from sightline.pipelines.corpus.store import LocalStore, Store, open_store
+from sightline.pipelines.corpus.verify import verify
 
 KEYS = pa.schema([("key", pa.string())])
 
@@ -215,6 +217,15 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     manifest.write_text("[]")
     with pytest.raises(ValueError, match="no manifest"):
         Corpus.open(tmp_path)
+
+
+@pytest.mark.parametrize("look", [verify, collect])
+def test_a_corpus_of_another_format_is_not_taken_for_a_damaged_one(look: Callable[[Store], object], tmp_path: Path) -> None:
+    write_corpus(tmp_path, [example(1)])
+    for manifest in (tmp_path / "manifest.json", tmp_path / "manifests/gen-000001.json"):
+        manifest.write_text(manifest.read_text().replace("sightline/1", "sightline/2"))
+    with pytest.raises(ValueError, match="'sightline/2', and this version of Sightline reads 'sightline/1'; update Sightline"):
+        look(open_store(tmp_path))
 
 
 def test_a_url_without_a_file_system_names_those_that_there_are() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sightline.pipelines.ingest.sources import arrow_files
 from sightline.pipelines.ingest.sources.detect import open_source
 from sightline.pipelines.ingest.sources.item import sound
 from sightline.pipelines.ingest.sources.parquet import ParquetFiles
@@ -45,6 +47,31 @@ def test_hugging_face_rows_are_read_whole(place: Any, form: str) -> None:
         assert extra(item) == {"score": row["score"], "split": "train"}
     assert source.classes() == ([(0, "cat"), (1, "dog")] if form == "parquet" else [(0, "0"), (1, "1")])
     assert len({item.block for item in found.values()}) == (4 if form == "parquet" else 1)
+
+
+@pytest.mark.parametrize("held", [0, 2**30])
+def test_a_row_group_is_the_same_in_memory_and_on_the_disk(place: Any, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrow_files, "HELD_BYTES", held)
+    put(place, {"x.parquet": parquet([{**row, "mask": b"m"} for row in HF_ROWS])})
+    source = open_source(str(place))
+    backwards = {key: source.read(item.image) for key, item in reversed(items(source).items())}
+    assert backwards == {f"{i}.jpg": f"image {i}".encode() for i in range(7)}
+    assert {source.read(str(item.mask)) for item in items(source).values()} == {b"m"}
+
+
+def test_a_row_group_of_a_whole_file_takes_the_memory_of_a_few_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrow_files, "HELD_BYTES", 2**22)
+    images = [random.Random(i).randbytes(2**17) for i in range(512)]
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": images}), path, use_dictionary=False, row_group_size=len(images), write_batch_size=8)
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.system_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        source = open_source(tmp_path)
+        assert [source.read(f"x.parquet#{i}") == images[i] for i in (511, 0, 256)] == [True] * 3
+    finally:
+        pa.set_memory_pool(before)
+    assert 0 < pool.max_memory() < sum(map(len, images)) / 2
 
 
 def test_rows_without_a_unique_name_are_called_by_their_place(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """A Parquet or Arrow file as groups of rows: what a listing reads without the image bytes, what a worker reads with them.
 
 A Parquet file's groups are its row groups. An Arrow file (file or stream, told by its first bytes) is one group of mapped
-batches: locally no memory but what is touched, from a network the whole file.
+batches. Memory stays bounded whatever a writer made of its files: a row group of more than `HELD_BYTES` (some writers make one
+of a whole file) is streamed into a temporary file and mapped, and so is an Arrow file of a network.
 """
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -17,10 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sightline.pipelines.ingest.sources.place import Place, mounted, open_file, read_bytes
+from sightline.pipelines.ingest.sources.place import Place, mounted, open_file
 
 SUFFIXES = (".parquet", ".arrow")
 MAGIC = b"ARROW1"
+HELD_BYTES = 128 * 2**20  # of a row group, uncompressed
+STREAMED_ROWS, STREAMED_BYTES = 64, 2**20  # at a time: images, and bytes of a column chunk (without, Arrow takes it in whole)
 
 
 class ArrowFile(Protocol):
@@ -70,8 +75,13 @@ class ParquetFile:
         return group, row - self.starts[group]
 
     def read_group(self, group: int, columns: Sequence[str]) -> pa.Table:
+        about = self.file.metadata.row_group(group)
+        chunks = (about.column(i) for i in range(about.num_columns))
+        nbytes = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
         try:
-            return self.file.read_row_group(group, columns=list(columns)).combine_chunks()
+            if nbytes <= HELD_BYTES:
+                return self.file.read_row_group(group, columns=list(columns)).combine_chunks()
+            return on_disk(self.file.iter_batches(STREAMED_ROWS, [group], list(columns), use_threads=False))
         except pa.ArrowException as error:
             raise OSError(f"row group {group} is damaged ({error})") from None
 
@@ -146,9 +156,28 @@ def value_of(value: pa.Scalar[Any]) -> Any:
         return value.as_buffer().to_pybytes().decode("utf-8", "surrogateescape") if is_plain else "\udcff"  # something in a list
 
 
-def map_file(root: Path, name: str) -> pa.NativeFile:
-    with mounted(root):
-        return pa.memory_map(str(root / name))
+def on_disk(batches: Iterable[pa.RecordBatch]) -> pa.Table:
+    """Batches as a table that lies in a temporary file, which goes when the table does."""
+    with tempfile.NamedTemporaryFile(prefix="sightline-") as file:
+        writer = None
+        for batch in batches:
+            writer = writer or pa.ipc.new_file(file, batch.schema)
+            writer.write_batch(batch)
+        assert writer is not None, "a row group has rows"
+        writer.close()
+        file.flush()
+        return pa.ipc.open_file(pa.memory_map(file.name)).read_all()  # the mapping outlives the name
+
+
+def map_file(root: Place, name: str) -> pa.NativeFile:
+    """A file as mapped memory; one of a network by way of a temporary file."""
+    if isinstance(root, Path):
+        with mounted(root):
+            return pa.memory_map(str(root / name))
+    with tempfile.NamedTemporaryFile(prefix="sightline-") as copy, open_file(root, name) as file:
+        shutil.copyfileobj(file, copy, 2**20)
+        copy.flush()
+        return pa.memory_map(copy.name)
 
 
 def open_arrow(root: Place, name: str) -> ArrowFile:
@@ -159,10 +188,10 @@ def open_arrow(root: Place, name: str) -> ArrowFile:
     """
     try:
         if name.lower().endswith(".parquet"):
-            file = pq.ParquetFile(open_file(root, name))
+            file = pq.ParquetFile(open_file(root, name), buffer_size=STREAMED_BYTES)
             groups = (file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
             return ParquetFile(file, tuple(accumulate(groups, initial=0)))
-        data = map_file(root, name) if isinstance(root, Path) else pa.BufferReader(read_bytes(root, name))
+        data = map_file(root, name)
         is_file = data.read(len(MAGIC)) == MAGIC
         data.seek(0)
         reader = pa.ipc.open_file(data) if is_file else pa.ipc.open_stream(data)

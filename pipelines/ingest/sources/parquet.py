@@ -11,7 +11,7 @@
 Other columns go into `extra` where they have a JSON form (NaN as null), the rest is left out and named in the plan's config.
 A column `extra` of JSON objects, as `sightline corpus export` writes it, is `extra` itself.
 `train-00000-of-00002.parquet` gives the split, unless there is a column `split`. All files have one schema. A reference is
-FILE#ROW, a block a row group; the one last read is held (of an Arrow file on a network, the whole file).
+FILE#ROW, a block a row group; the one last read is held, on the disk where it is large.
 """
 
 from __future__ import annotations

@@ -126,6 +126,11 @@ def is_folder(place: Place) -> bool:
     return place.is_dir() if isinstance(place, Path) else kind_of(place) == "directory"
 
 
+def is_far(source: object) -> bool:
+    """Whether a source, which keeps its place as `root`, lies where every file takes its time."""
+    return isinstance(getattr(source, "root", None), UPath)
+
+
 def kind_of(place: UPath) -> str | None:
     try:
         with reachable(place):

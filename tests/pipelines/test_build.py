@@ -1,0 +1,160 @@
+"""What a worker reads ahead, and what it does when the machine is short of something."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from errno import EMFILE, ENOSPC
+from pathlib import Path
+from threading import Barrier, Event, Lock
+from typing import Any
+
+import pytest
+
+from sightline.pipelines.corpus import shards
+from sightline.pipelines.corpus.forget import Tombstones
+from sightline.pipelines.corpus.plan import read_chunk
+from sightline.pipelines.corpus.schema import Rejected, Row
+from sightline.pipelines.corpus.shards import done_records
+from sightline.pipelines.corpus.store import LocalStore
+from sightline.pipelines.ingest import build
+from sightline.pipelines.ingest.prepare import Prepared, prepare
+from sightline.pipelines.ingest.report import IngestOptions
+from sightline.pipelines.ingest.resize import Resize
+from sightline.pipelines.ingest.sources.item import Item, Verdict
+from sightline.pipelines.ingest.transform import transform
+from tests.corpora import digits_source
+
+KEEP = build.Conversion(64_000_000, Resize(), Tombstones())
+
+
+@dataclass
+class Most:
+    """Counts how many are within at a time, as a context manager."""
+
+    most: int = 0
+    now: int = 0
+    lock: Any = field(default_factory=Lock)
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.now -= 1
+
+
+@dataclass(frozen=True)
+class SourceOf:
+    """As much of a source as a worker uses."""
+
+    read: Callable[[str], bytes]
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Prepared:
+    return prepare(digits_source(tmp_path / "source", 40, 5, 10), tmp_path / "corpus", IngestOptions())
+
+
+def items_of(prepared: Prepared) -> list[tuple[int, Item]]:
+    return [(i, Item.from_row(row)) for i, row in enumerate(read_chunk(prepared.store, prepared.plan, 0))]
+
+
+def test_what_is_read_ahead_is_what_a_plain_loop_reads_in_its_order(prepared: Prepared) -> None:
+    def read(reference: str) -> bytes:
+        time.sleep(len(reference) % 3 / 1_000)
+        if reference.endswith("7.png"):
+            raise FileNotFoundError(2, "gone", reference)
+        return prepared.source.read(reference)
+
+    items = items_of(prepared)
+    items[3] = (3, replace(items[3][1], verdict=Verdict("list", "odd", "never read")))
+    expected = [transform(item, plan_row, read) for plan_row, item in items]
+    assert {type(outcome) for outcome in expected} == {Row, Rejected}
+    assert list(build.directly(build.read_ahead(items, read), KEEP)) == expected
+
+
+def test_several_files_are_read_at_a_time(prepared: Prepared) -> None:
+    together = Barrier(build.READ)
+
+    def read(reference: str) -> bytes:
+        together.wait(timeout=10)  # breaks, and so fails, unless as many as that read at a time
+        return prepared.source.read(reference)
+
+    items = items_of(prepared)[: 3 * build.READ]
+    assert all(isinstance(outcome, Row) for outcome in build.directly(build.read_ahead(items, read), KEEP))
+
+
+@pytest.mark.parametrize("why", ["large files", "containers of their own"])
+def test_large_files_and_containers_are_read_one_by_one(prepared: Prepared, why: str) -> None:
+    reading = Most()
+
+    def read(reference: str) -> bytes:
+        with reading:
+            time.sleep(0.002)
+            return b""
+
+    def alone(item: Item) -> Item:
+        return replace(item, nbytes=build.AHEAD_BYTES + 1) if why == "large files" else replace(item, block=item.key)
+
+    items = [(i, alone(replace(item, mask=None))) for i, item in items_of(prepared)]
+    assert len(list(build.directly(build.read_ahead(items, read), KEEP))) == len(items) == 55
+    assert reading.most == 1
+
+
+def test_while_one_shard_is_flushed_the_next_is_read_and_never_two_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = digits_source(tmp_path / "source", 40, 5, 10)
+    prepared = prepare(source, tmp_path / "corpus", IngestOptions(shard_rows=28))
+    reading, flushing, next_read, publish = Most(), Event(), Event(), LocalStore.publish
+    done: list[str] = []
+    side_by_side: list[bool] = []
+
+    def read(reference: str) -> bytes:
+        with reading:
+            if len(done) >= 28:  # of the second shard
+                flushing.wait(10)
+                next_read.set()
+            done.append(reference)
+            return prepared.source.read(reference)
+
+    def slow(store: LocalStore, temporary: Path, name: str) -> None:
+        if name.startswith("data/") and not flushing.is_set():
+            flushing.set()
+            side_by_side.append(next_read.wait(10))
+        publish(store, temporary, name)
+
+    monkeypatch.setattr(LocalStore, "publish", slow)
+    turn, place = Lock(), (prepared.store, prepared.plan, SourceOf(read))
+    with ThreadPoolExecutor(2) as pool:
+        records = [*pool.map(lambda index: build.build_shard(*place, index, None, turn), range(2))]  # type: ignore[arg-type]
+    assert sorted(record.rows for record in records) == [27, 28]
+    assert side_by_side == [True] and reading.most == 1
+
+
+def test_a_shard_that_cannot_be_written_gives_its_turn_on(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(rows: Iterator[Row]) -> Iterator[list[Row]]:
+        yield [next(rows)]
+        raise OSError(ENOSPC, os.strerror(ENOSPC))
+
+    monkeypatch.setattr(shards, "batches", full)
+    turn = Lock()
+    with pytest.raises(OSError, match="No space left") as failure:  # it keeps the frames alive, and with them the rows to come
+        build.build_shard(prepared.store, prepared.plan, prepared.source, 0, turn=turn)
+    assert failure.value.errno == ENOSPC and not turn.locked()
+
+
+@pytest.mark.parametrize("number", [ENOSPC, EMFILE])
+def test_what_this_machine_lacks_stops_the_shard_and_is_no_error_row(prepared: Prepared, number: int) -> None:
+    def read(reference: str) -> bytes:
+        raise OSError(number, os.strerror(number), "/tmp/unpacked")
+
+    with pytest.raises(ConnectionError, match=f"this machine could not read .*: {os.strerror(number)}"):
+        build.build_shard(prepared.store, prepared.plan, SourceOf(read), 0)  # type: ignore[arg-type]
+    assert not done_records(prepared.store, prepared.plan.plan_id)
