@@ -27,6 +27,7 @@ from torch import Tensor
 
 from sightline.models.classifier import TrainedClassifier
 from sightline.models.clip import Clip
+from sightline.models.lseg import DenseHead, Lseg
 from sightline.models.predictive import Predictor, TrainedPredictor
 from sightline.models.preprocess import Preprocess
 from sightline.models.text import get_tokenizer
@@ -102,6 +103,8 @@ def describe(folder: Path) -> Artifact:
         for name in ("mean", "std"):
             preprocess[name] = tuple(preprocess[name])
         model["templates"], model["classes"] = tuple(model["templates"]), tuple(model.get("classes", ()))
+        if head := model.get("dense"):
+            model["dense"] = DenseHead(**(head | {name: tuple(head[name]) for name in ("taps", "widths")}))
         config = ModelConfig(preprocess=Preprocess(**preprocess), **model)
         return Artifact(**(fields | {"model": config, "classes": tuple(fields["classes"])}))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
@@ -192,6 +195,8 @@ def _golden_outputs(towers: Towers, preprocess: Preprocess, golden: Mapping[str,
                 "image_embeddings": towers.encode_image(images),
                 "text_embeddings": towers.encode_text(golden["tokens"].to(device)),
             }
+            if isinstance(towers, Lseg):
+                found["place_embeddings"] = towers(images).mean((2, 3))
         else:
             found = {"logits": towers(images)}
     return {name: F.normalize(output.float(), dim=-1).cpu() for name, output in found.items()}

@@ -77,6 +77,33 @@ def augment(
     return image_CHW.contiguous(), thinned(caption, options.word_drop, random)
 
 
+def augment_pair(
+    rgb_HWC: NDArray[np.uint8], mask_HW: NDArray[np.uint8], options: Augment, size: int, random: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """One training input for segmentation: pixels uint8 [3, S, S] and their mask uint8 [S, S], moved together.
+
+    Without a crop the image is squeezed to the square, as it is for masks elsewhere (`segment.whole`). A mask takes the nearest
+    pixel's number; what a shift brings in is the border's colour and the border's number.
+    """
+    image_CHW, mask_1HW = to_CHW(rgb_HWC), torch.from_numpy(mask_HW)[None]
+    if options.crop_area:
+        top, left, height, width = crop_box(image_CHW.shape[1], image_CHW.shape[2], options.crop_area, random)
+        image_CHW, mask_1HW = (some[:, top : top + height, left : left + width] for some in (image_CHW, mask_1HW))
+    image_CHW, mask_1HW = resample(image_CHW, size, size), nearest(mask_1HW, size)
+    if options.flip and random.random() < options.flip:
+        image_CHW, mask_1HW = image_CHW.flip(-1), mask_1HW.flip(-1)
+    if options.shift:
+        down, right = random.integers(-options.shift, options.shift + 1, 2).tolist()
+        image_CHW, mask_1HW = shifted(image_CHW, down, right), shifted(mask_1HW, down, right)
+    return image_CHW.contiguous(), mask_1HW[0].contiguous()
+
+
+def nearest(mask_1HW: Tensor, size: int) -> Tensor:
+    """A mask [1, H, W] at another size, each cell with the number of the pixel at its centre."""
+    rows, columns = (((torch.arange(size) + 0.5) * side / size).long() for side in mask_1HW.shape[-2:])
+    return mask_1HW[:, rows][:, :, columns]
+
+
 def augment_features(features_F: Tensor, caption: str, options: Augment, random: np.random.Generator) -> tuple[Tensor, str]:
     """One training input of a locked tower: its features [F] with some of them dropped, and the caption."""
     if options.feature_drop:

@@ -81,6 +81,9 @@ def cost(config: ModelConfig, batch: int = 0) -> Cost:
     if config.is_predictor or config.is_classifier:
         inputs = (image, text) if config.is_predictor else (image,)
         return Cost(count(towers, *inputs), 0, 0, 0, parameters)
+    if config.dense:  # its text tower is passed once a run, and so are its taps where they are kept
+        kept = count(towers.taps, image) if config.keeps_features else 0
+        return Cost(count(towers, image), 0, kept, 0, parameters)
     locked = count(towers.visual.trunk, image) if config.lock_image else 0
     pairs = 2 * batch * config.embed_dim
     return Cost(count(towers.encode_image, image), count(towers.encode_text, text), locked, pairs, parameters)

@@ -19,10 +19,12 @@ from torch import Tensor
 
 from sightline.models import grad_cache
 from sightline.models.losses import Share, info_nce, sigmoid_loss, word_loss
+from sightline.models.lseg import place_logits
 from sightline.models.predictive import trimmed
 from sightline.models.sharding import synchronise
 from sightline.models.text import Tokenizer
 from sightline.models.towers import Towers
+from sightline.models.zeroshot import IGNORE
 
 WORD = re.compile(r"\w+")
 # Called with the first of some rows' places in the global batch before those go through the towers.
@@ -36,10 +38,12 @@ class Targets:
     Attributes:
         captions: one a row; empty strings where the objective needs none.
         labels_bL: the weight of each class in each row, summing to one; None where the run has no classes.
+        masks_bHW: uint8, the class of each pixel, as in `feed/masks.py`; None where the run has no masks.
     """
 
     captions: Sequence[str]
     labels_bL: Tensor | None = None
+    masks_bHW: Tensor | None = None
 
 
 class Backward(Protocol):
@@ -65,7 +69,8 @@ class Objective(Protocol):
 
         Args:
             share: which rows of a global batch are this rank's.
-            all_captions: every caption of the training selection, for objectives that need to know them.
+            all_captions: every caption of the training selection, for objectives that need to know them; of a segmentation, the
+                names of its classes.
             at_once: at most so many rows go through the towers together (GradCache); None: all.
         """
 
@@ -193,6 +198,78 @@ class Prediction:
             tokens = trimmed(tokenizer(list(targets.captions[rows]))).to(inputs.device)
             nats: Tensor = towers(inputs[rows], tokens)
             return nats.float().sum()
+
+        return row_by_row(share, at_once, summed)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Cross-entropy of places with frozen embeddings of label names (`lseg.py`): the mean over a row's pixels, then over rows.
+
+    Attributes:
+        held_out: classes that training gets no pixel of: theirs are ignored, never background.
+        fold: the same as part of the class list, as in 1/4; resolved into `held_out`.
+        loss_stride: the loss looks at every so manieth pixel of the input, each way.
+        background_weight: how much a pixel of background counts beside one of a class.
+        word_groups: groups of alternatives ("red", "green", ...) that the names are made of; pixels are also asked for the word of
+            each group. Words that no name has together with another word of the pixel's name are left out, as in `Contrastive`.
+        word_weight: weight of the mean word loss.
+    """
+
+    kind: Literal["segmentation"] = "segmentation"
+    held_out: tuple[str, ...] = ()
+    fold: str = ""
+    loss_stride: int = 1
+    background_weight: float = 1.0
+    word_groups: tuple[tuple[str, ...], ...] = ()
+    word_weight: float = 0.5
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return tuple(word for alternatives in self.word_groups for word in alternatives)
+
+    def prepare(
+        self,
+        tokenizer: Tokenizer,
+        share: Share,
+        all_captions: Callable[[], Iterable[str]],
+        at_once: int | None = None,
+    ) -> Backward:
+        names = list(all_captions())
+        present_KG = words_present(names, self.words)
+        left_out_KG = torch.zeros_like(present_KG)
+        if self.words:
+            left_out_KG = (present_KG.float() @ strangers(names, self.word_groups).float() > 0) & ~present_KG
+        sizes = [len(alternatives) for alternatives in self.word_groups]
+
+        def word_part(logits_bGhw: Tensor, truth_bhw: Tensor) -> Tensor:
+            """The mean over the groups of each row's mean over its pixels of a class, [b]."""
+            row_n, y_n, x_n = (truth_bhw < len(names)).nonzero(as_tuple=True)
+            class_n = truth_bhw[row_n, y_n, x_n].long()
+            count_b = torch.bincount(row_n, minlength=len(truth_bhw)).clamp(min=1)
+            total_b = logits_bGhw.new_zeros(len(truth_bhw))
+            logits_nG = logits_bGhw[row_n, :, y_n, x_n].masked_fill(left_out_KG.to(class_n.device)[class_n], -torch.inf)
+            wanted_nG = present_KG.to(class_n.device)[class_n]
+            for logits_ng, wanted_ng in zip(logits_nG.split(sizes, 1), wanted_nG.split(sizes, 1), strict=True):
+                lost_n = F.cross_entropy(logits_ng, wanted_ng.int().argmax(1), reduction="none")
+                total_b = total_b.index_add(0, row_n, torch.where(wanted_ng.any(1), lost_n, 0.0))
+            return total_b / count_b / len(sizes)
+
+        def summed(towers: Towers, inputs: Tensor, targets: Targets, rows: slice) -> Tensor:
+            assert targets.masks_bHW is not None
+            middle = self.loss_stride // 2
+            truth_bhw = targets.masks_bHW[rows, middle :: self.loss_stride, middle :: self.loss_stride].to(inputs.device)
+            logits = place_logits(towers(inputs[rows]), towers.label_KD, towers.pixel_scale.float().exp())
+            if logits.shape[-2:] != truth_bhw.shape[-2:]:
+                logits = F.interpolate(logits, size=truth_bhw.shape[-2:], mode="bilinear", align_corners=False)
+            background = slice(len(names) + len(self.words), None)
+            classes = torch.cat([logits[:, : len(names)], logits[:, background]], dim=1)
+            lost_bhw = F.cross_entropy(classes, truth_bhw.long(), ignore_index=IGNORE, reduction="none")
+            weight_bhw = (truth_bhw != IGNORE) * torch.where(truth_bhw == len(names), self.background_weight, 1.0)
+            lost_b = (lost_bhw * weight_bhw).sum((1, 2)) / weight_bhw.sum((1, 2)).clamp(min=1e-6)
+            if sizes:
+                lost_b = lost_b + self.word_weight * word_part(logits[:, len(names) : background.start], truth_bhw)
+            return lost_b.sum()
 
         return row_by_row(share, at_once, summed)
 

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from sightline.models.towers import Towers
 
 Strategy = Literal["ddp", "fsdp", "hsdp"]
-REPLICATED = ("logit_scale", "logit_bias")
+REPLICATED = ("logit_scale", "logit_bias", "pixel_scale")
 BLOCK_LISTS = ("resblocks", "blocks", "stages", "layers", "layer1", "layer2", "layer3", "layer4")  # of open_clip, and of timm
 STATE_BYTES = 16  # a parameter: weight, gradient and AdamW's two moments in fp32
 

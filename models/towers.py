@@ -4,12 +4,12 @@
 can be written as one of ours. Two additions: timm knows `sightline_conv` (below), and `text={"bag_of_words": true, ...}`
 builds `text.BagOfWords`. The logit scale has shape [1], because FSDP cannot shard scalars. A configuration without a text tower
 (`text={}`) is a `classifier.Classifier`, whose `.vision` is a timm name and that architecture's options; with
-`text={"predicts": "words" or "captions", ...}` it is one of the baselines in `predictive.py`.
+`text={"predicts": "words" or "captions", ...}` it is one of the baselines in `predictive.py`; with `dense` it is an `lseg.Lseg`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from typing import Any, TypeAlias
@@ -19,6 +19,7 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from sightline.models.classifier import Classifier, freeze_batch_norms
+from sightline.models.lseg import DenseHead, Lseg, Residual
 from sightline.models.predictive import build_predictor
 from sightline.models.preprocess import Preprocess
 from sightline.models.text import OPEN_CLIP_BPE, BagOfWords
@@ -44,6 +45,9 @@ class ModelConfig:
             folder of timm or open_clip, a name; "" trains from scratch.
         pretrained: what both towers and the logit scale start from: an artifact or a checkpoint of open_clip, likewise.
         pretrained_image_sha256, pretrained_sha256: their digests, filled in when a run is resolved.
+        pretrained_text: what the text tower of a model with a dense head is, by the same sources; it is frozen.
+        pretrained_text_sha256: its digest, likewise.
+        dense: a decoder for segmentation on top of both towers; None for none.
         quick_gelu: the towers compute x·sigmoid(1.702 x) for the GELU, as OpenAI's and some others of open_clip's do.
         lock_image: keep the trunk as loaded and train only its projection (LiT, Zhai et al. 2022).
         classes: what a classifier's logits stand for; filled in from the corpus when a run is resolved, where they are not given.
@@ -63,11 +67,19 @@ class ModelConfig:
     pretrained_sha256: str = ""
     quick_gelu: bool = False
     lock_image: bool = False
+    pretrained_text: str = ""
+    pretrained_text_sha256: str = ""
+    dense: DenseHead | None = None
     classes: tuple[str, ...] = ()
 
     @property
     def is_classifier(self) -> bool:
         return not self.text
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether images go through a locked tower once a run; a decoder that looks at pixels has it beside it in each step."""
+        return self.lock_image and not (self.dense and self.dense.pixels)
 
     @property
     def is_predictor(self) -> bool:
@@ -114,19 +126,13 @@ def build(config: ModelConfig) -> Towers:
         towers.context_length, towers.vocab_size = towers.text.context_length, towers.text.vocab_size
     if config.image_is_given:
         towers.visual = freeze_batch_norms(towers.visual)
-    return towers
-
-
-class Residual(nn.Module):
-    """x + conv(gelu(norm(x))): a pre-activation 3×3 block (He et al. 2016)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(8, width)
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return x_BCHW + self.conv(nn.functional.gelu(self.norm(x_BCHW)))
+    if config.dense is None:
+        return towers
+    trunk: Any = getattr(towers.visual, "trunk", None)
+    size = (config.preprocess.size, config.preprocess.size)
+    if hasattr(trunk, "set_input_size") and getattr(trunk.patch_embed, "img_size", size) != size:
+        trunk.set_input_size(size)  # open_clip builds timm's towers at the size of their name
+    return Lseg(towers, config.dense, config.embed_dim)
 
 
 class ConvTower(nn.Module):
@@ -137,11 +143,10 @@ class ConvTower(nn.Module):
     the GELU most places then say almost nothing, so the mean is about what is there rather than about the background.
     """
 
-    pools_by_mean = True
-
     def __init__(self, width: int = 64, depth: int = 4) -> None:
         super().__init__()
         self.num_features = width
+        self.feature_info = [{"num_chs": count, "reduction": stride} for count, stride in ((width // 2, 2), (width, 4), (width, 4))]
         self.default_cfg: dict[str, Any] = {"pool_size": (12, 12)}
         self.stem = nn.Sequential(
             nn.Conv2d(3, width // 2, 3, stride=2, padding=1),
@@ -158,13 +163,28 @@ class ConvTower(nn.Module):
             raise ValueError("sightline_conv has no classifier and pools by the mean; use timm_pool='avg'")
 
     def forward_features(self, x_BCHW: Tensor) -> Tensor:
-        x = self.stem(x_BCHW)
+        return nn.functional.gelu(self.norm(self.body(self.stem(x_BCHW))))
+
+    def body(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x = block(x)
-        return nn.functional.gelu(self.norm(x))
+        return x
+
+    def forward_intermediates(
+        self, x_BCHW: Tensor, indices: Sequence[int], norm: bool = True, intermediates_only: bool = True, stop_early: bool = True
+    ) -> list[Tensor]:
+        """The maps after the first convolution, before the last norm (which leaves little of most places), and after it."""
+        assert norm and intermediates_only
+        first = self.stem[:3](x_BCHW)
+        last = self.body(self.stem[3](first))
+        maps = [first, last, nn.functional.gelu(self.norm(last))]
+        return [maps[index] for index in indices]
+
+    def forward_head(self, x_BChw: Tensor, pre_logits: bool = False) -> Tensor:
+        return x_BChw.mean((2, 3))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.forward_features(x_BCHW).mean((2, 3))
+        return self.forward_head(self.forward_features(x_BCHW))
 
 
 @register_model

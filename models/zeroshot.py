@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 # The class name of whatever is no object; it is never a label to ask for.
 BACKGROUND = "background"
+# Names of what an annotator left out, and the number in a mask: no truth here.
+UNLABELLED = ("unlabelled", "unlabeled", "void", "ignore")
+IGNORE = 255
 PLAIN_TEMPLATES: tuple[str, ...] = ("{}",)
 PHOTO_TEMPLATES: tuple[str, ...] = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.")
 

@@ -93,6 +93,10 @@ def export(source: Path, destination: Path, target: str) -> Exported:
 
 def refuse(config: ModelConfig, target: str) -> None:
     """Raise ValueError if the target cannot hold such a model; the message names the targets that can."""
+    if config.dense:
+        raise ValueError(
+            "this model has a decoder for masks, and exports hold towers; export the artifact that its towers came from"
+        )
     if reason := TARGETS[target].refusal(config):
         others = [name for name, other in TARGETS.items() if other.refusal(config) is None]
         raise ValueError(reason + (f"; this artifact can be exported --to {' or '.join(others)}" if others else ""))

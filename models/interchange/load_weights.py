@@ -130,6 +130,24 @@ def load_into(model: nn.Module, source: str, sha256: str = "", image_only: bool 
     return Loaded(digest, tuple(missing), tuple(unexpected))
 
 
+def load_text(model: nn.Module, source: str, sha256: str = "") -> None:
+    """Copy the text tower of a dual encoder's checkpoint, and its temperature, in place.
+
+    Raises:
+        ValueError: there is no such source, it has another digest, or its text tower is another one.
+    """
+    path = find(source).path
+    if sha256 and sha256_of(path) != sha256:
+        raise ValueError(f"{path} is another file than the run recorded: its sha256 is not {sha256}")
+    weights = convert_to_custom_text_state_dict(load_file(path))
+    taken = {name: tensor.float() for name, tensor in weights.items() if name.startswith("text.")}
+    if not taken:
+        raise ValueError(f"{source} has no text tower; give a dual encoder, such as an artifact of clip_demo")
+    if "logit_scale" in weights:
+        taken["logit_scale"] = weights["logit_scale"].float().reshape(1)
+    _copy(model, taken, source, ("text.",))
+
+
 def _into_towers(model: nn.Module, weights: dict[str, Tensor], source: str) -> tuple[list[str], list[str]]:
     """An open_clip checkpoint (or an artifact of ours) into both towers."""
     weights = convert_to_custom_text_state_dict(weights)

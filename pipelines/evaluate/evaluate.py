@@ -20,17 +20,16 @@ from torch import Tensor
 from sightline.models.artifact import Ready
 from sightline.models.classifier import TrainedClassifier
 from sightline.models.clip import Clip
-from sightline.models.codec import decode_labels, decode_rgb
 from sightline.models.predictive import TrainedPredictor
-from sightline.models.segment import segment
 from sightline.models.zeroshot import BACKGROUND
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.evaluate.classify import classify
 from sightline.pipelines.evaluate.images import BATCH, rows_through
-from sightline.pipelines.evaluate.metrics import intersection_and_union, recall_at_k, topk_accuracy
+from sightline.pipelines.evaluate.metrics import recall_at_k, topk_accuracy
+from sightline.pipelines.evaluate.segmentation import score_masks, trained_labels, with_masks
 
 T = TypeVar("T")
-TRAIN, TEST = "train", "test"
+TEST = "test"
 # Retrieval compares everything with everything; larger sets are cut to their first rows, and the report says so.
 RETRIEVAL_ROWS = 5_000
 SEGMENTED_ROWS = 400
@@ -76,8 +75,9 @@ def evaluate(
         return Evaluation(model.name, model.revision, corpus.root, split, metrics)
     image_ND = embed_rows(model, corpus, rows, progress)
     metrics |= zero_shot(lambda chosen, names: image_ND[chosen] @ model.classifier(names).cpu().T, corpus, rows)
-    metrics |= retrieval(model, corpus, rows[:RETRIEVAL_ROWS], image_ND[:RETRIEVAL_ROWS])
-    metrics |= segmentation(model, corpus, rows, progress)
+    if any(corpus.captions(int(row)) for row in rows[:RETRIEVAL_ROWS]):
+        metrics |= retrieval(model, corpus, rows[:RETRIEVAL_ROWS], image_ND[:RETRIEVAL_ROWS])
+    metrics |= foreground_iou(model, corpus, rows, progress)
     return Evaluation(model.name, model.revision, corpus.root, split, metrics)
 
 
@@ -92,23 +92,28 @@ def zero_shot(logits: Callable[[list[int], list[str]], Tensor], corpus: Corpus, 
     Args:
         logits: how well names fit images, [n, L]; called with places among the rows and with all names.
     """
-    prompts = {number: name for number, name in enumerate(corpus.classes) if name and name != BACKGROUND}
-    labels = corpus.sidecar(["labels"])["labels"].to_pylist()
-    single = [i for i, row in enumerate(rows) if len(set(labels[row])) == 1 and labels[row][0] in prompts]
-    if not single or len(prompts) < 2:
+    single, names, target_N = single_labels(corpus, rows)
+    if not single or len(names) < 2:
         return {}
-    column = {number: i for i, number in enumerate(prompts)}
-    logits_NL = logits(single, list(prompts.values()))
-    target_N = torch.tensor([column[labels[rows[i]][0]] for i in single])
-    trained_on = {number for row in corpus.select(TRAIN) for number in labels[row]} if TRAIN in corpus.splits else set(prompts)
-    seen_N = torch.tensor([labels[rows[i]][0] in trained_on for i in single])
-    scores: dict[str, float] = {"zero_shot_classes": len(prompts)}
+    logits_NL = logits(single, names)
+    trained_on = trained_labels(corpus)
+    seen_N = torch.tensor([names[int(target)] in trained_on for target in target_N])
+    scores: dict[str, float] = {"zero_shot_classes": len(names)}
     for name, which_N in (("", torch.ones_like(seen_N)), ("_seen", seen_N), ("_held_out", ~seen_N)):
         if which_N.any() and (name == "" or not seen_N.all()):
             scores[f"top1{name}"] = topk_accuracy(logits_NL[which_N], target_N[which_N], 1)
             scores[f"top5{name}"] = topk_accuracy(logits_NL[which_N], target_N[which_N], 5)
             scores[f"top1{name}_rows"] = int(which_N.sum())
     return scores
+
+
+def single_labels(corpus: Corpus, rows: NDArray[np.int64]) -> tuple[list[int], list[str], Tensor]:
+    """Places among the rows of those with exactly one label, all class names but the background, and each one's class."""
+    prompts = {number: name for number, name in enumerate(corpus.classes) if name and name != BACKGROUND}
+    labels = corpus.sidecar(["labels"])["labels"].to_pylist()
+    single = [i for i, row in enumerate(rows) if len(set(labels[row])) == 1 and labels[row][0] in prompts]
+    column = {number: i for i, number in enumerate(prompts)}
+    return single, list(prompts.values()), torch.tensor([column[labels[rows[i]][0]] for i in single], dtype=torch.long)
 
 
 def retrieval(model: Clip, corpus: Corpus, rows: NDArray[np.int64], image_ND: Tensor) -> dict[str, float]:
@@ -142,29 +147,17 @@ def caption_loss(model: TrainedPredictor, corpus: Corpus, rows: NDArray[np.int64
     return {"caption_loss": float(torch.cat(found).double().mean()), "captions": len(pairs)} if pairs else {}
 
 
-def segmentation(
+def foreground_iou(
     model: Clip, corpus: Corpus, rows: NDArray[np.int64], progress: Callable[[str, int, int], None]
 ) -> dict[str, float]:
-    """Foreground IoU given the labels in the image: intersections over unions, summed over objects and images."""
-    chosen = [int(row) for row in rows if corpus.mask(int(row)) is not None]
-    # Evenly spaced, so that a cut set is a sample of the whole.
-    chosen = chosen[:: max(1, len(chosen) // SEGMENTED_ROWS)][:SEGMENTED_ROWS]
-    intersection = union = 0
-    for done, row in enumerate(chosen):
-        mask = corpus.mask(row)
-        assert mask is not None
-        truth_HW = decode_labels(mask, max_pixels=corpus.max_pixels)
-        present = [int(number) for number in np.unique(truth_HW) if number < len(corpus.classes)]
-        present = [number for number in present if corpus.classes[number] not in ("", BACKGROUND)]
-        if present:
-            found = segment(
-                model, decode_rgb(corpus.image(row), max_pixels=corpus.max_pixels), [corpus.classes[number] for number in present]
-            )
-            lookup = np.array([len(corpus.classes), *present])  # 0, our background, is no class
-            both, either = intersection_and_union(lookup[found.label_map_HW], truth_HW, present)
-            intersection, union = intersection + both, union + either
-        progress("segment", done + 1, len(chosen))
-    return {"foreground_iou": intersection / union, "segmented_images": len(chosen)} if union else {}
+    """Foreground IoU given the labels in the image, on a sample of the rows that have masks."""
+    chosen = with_masks(corpus, rows, SEGMENTED_ROWS)
+    if not chosen:
+        return {}
+    given = score_masks(model, corpus, chosen, progress, among_all=False).given
+    if not given.counts_KK.any():
+        return {}
+    return {"foreground_iou": given.summed_iou(range(len(given.counts_KK) - 1)), "segmented_images": len(chosen)}
 
 
 def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -1,16 +1,19 @@
 """Scores as plain functions of embeddings and masks.
 
-Legend: N images, L labels, M captions, D embedding.
+Legend: N images, L labels, M captions, D embedding, K classes, H W pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from sightline.models.zeroshot import IGNORE
 
 
 def topk_accuracy(logits_NL: Tensor, target_N: Tensor, k: int) -> float:
@@ -40,14 +43,49 @@ def recall_at_k(similarity_NM: Tensor, image_of_M: Sequence[int], ks: Sequence[i
     return scores
 
 
-def intersection_and_union(
-    predicted_HW: NDArray[np.uint8], truth_HW: NDArray[np.uint8], classes: Sequence[int], ignore: int = 255
-) -> tuple[int, int]:
-    """Pixels in the intersection and in the union, summed over the classes; ignored pixels of the truth do not count."""
-    counted = truth_HW != ignore
-    intersection = union = 0
-    for number in classes:
-        predicted, truth = (predicted_HW == number) & counted, truth_HW == number
-        intersection += int((predicted & truth).sum())
-        union += int((predicted | truth).sum())
-    return intersection, union
+class Confusion:
+    """Pixels by their true and their predicted class, over a whole set: the one count that all scores of masks come from.
+
+    Attributes:
+        counts_KK: int64, [truth, prediction].
+        intersections, unions, iou: of each class [K].
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.counts_KK: NDArray[np.int64] = np.zeros((classes, classes), np.int64)
+
+    def add(self, truth_HW: NDArray[np.integer[Any]], predicted_HW: NDArray[np.integer[Any]], ignore: int = IGNORE) -> None:
+        """Count an image's pixels; those that the truth ignores do not count. Both hold class numbers below K."""
+        counted_HW = truth_HW != ignore
+        pairs = truth_HW[counted_HW].astype(np.int64) * len(self.counts_KK) + predicted_HW[counted_HW]
+        self.counts_KK += np.bincount(pairs, minlength=self.counts_KK.size).reshape(self.counts_KK.shape)
+
+    @property
+    def intersections(self) -> NDArray[np.int64]:
+        return self.counts_KK.diagonal()
+
+    @property
+    def unions(self) -> NDArray[np.int64]:
+        return self.counts_KK.sum(0) + self.counts_KK.sum(1) - self.intersections
+
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        """Intersection over union of each class; not a number where it is neither in the truth nor predicted."""
+        with np.errstate(invalid="ignore"):
+            return self.intersections / self.unions
+
+    @property
+    def pixel_accuracy(self) -> float:
+        return float(self.intersections.sum() / self.counts_KK.sum())
+
+    def mean_iou(self, classes: Sequence[int]) -> float:
+        """The mean over those of the classes that are in the truth or were predicted."""
+        return float(np.nanmean(self.iou[list(classes)]))
+
+    def summed_iou(self, classes: Sequence[int]) -> float:
+        """Intersections over unions, each summed over the classes: large things count more than small ones."""
+        return float(self.intersections[list(classes)].sum() / self.unions[list(classes)].sum())
+
+
+def harmonic_mean(first: float, second: float) -> float:
+    return 2 * first * second / (first + second) if first + second else 0.0

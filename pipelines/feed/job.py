@@ -30,6 +30,7 @@ from ray.exceptions import GetTimeoutError
 
 from sightline.pipelines.feed.inline import Batch, InlineFeed, Loader, PixelLoader
 from sightline.pipelines.feed.labels import Labelled
+from sightline.pipelines.feed.masks import Masked
 
 PART = 64  # samples that an actor decodes at a time: enough that Ray's milliseconds a task do not count
 WINDOW = 4096  # parts in a dataset
@@ -55,7 +56,7 @@ class RayFeed:
     window: int = WINDOW
 
     def __post_init__(self) -> None:
-        if not isinstance(owner(self.inline.load), PixelLoader | Labelled):
+        if not isinstance(owner(self.inline.load), PixelLoader | Labelled | Masked):
             raise ValueError("the Ray Data feed decodes images, and a locked tower's are features already; leave out --feed-actors")
         if self.actors < 1:
             raise ValueError(f"{self.actors} actors decode nothing; give at least 1")
@@ -125,7 +126,9 @@ class RayFeed:
     @property
     def part_bytes(self) -> int:
         """How much a decoded part takes."""
-        return min(PART, self.inline.size) * 3 * int(owner(self.inline.load).preprocess.size) ** 2
+        loader = owner(self.inline.load)
+        channels = 4 if isinstance(loader, Masked) else 3
+        return min(PART, self.inline.size) * channels * int(loader.preprocess.size) ** 2
 
     def _rows(self, step: int) -> Iterator[dict[str, Any]]:
         rows, epochs = self.inline.positions(step)

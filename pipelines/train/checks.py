@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import isfinite
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sightline.models.classifier import has_batch_norms
-from sightline.models.objectives import Classification, Contrastive, Prediction
+from sightline.models.objectives import Classification, Contrastive, Prediction, Segmentation
 from sightline.models.predictive import VOCABULARY
 from sightline.models.rand_augment import STRONGEST
 from sightline.models.towers import ModelConfig, build
+from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.feed.masks import MaskClasses, check_names, labels_present, of_fold
 
 if TYPE_CHECKING:
     from sightline.pipelines.train.optim import OptimConfig
@@ -34,6 +39,8 @@ def check_ranges(spec: RunSpec) -> None:
     check_optim(spec.optim)
     if isinstance(spec.objective, Classification):
         check_classification(spec, spec.objective)
+    elif isinstance(spec.objective, Segmentation):
+        check_segmentation(spec, spec.objective)
     else:
         check_pairs(spec, spec.objective)
     augment = spec.data.augment
@@ -49,12 +56,14 @@ def check_ranges(spec: RunSpec) -> None:
             f"rand_augment={list(augment.rand_augment)}; give [operations, strength], as in [2, 9], strength at most {STRONGEST}"
         )
     on_pixels = [name for name in ("crop_area", "shift", "flip", "rand_augment", "grey") if getattr(augment, name)]
-    if spec.model.lock_image and on_pixels:
+    if isinstance(spec.objective, Segmentation):
+        on_pixels = [name for name in on_pixels if name != "flip"]  # both ways are kept
+    if spec.model.keeps_features and on_pixels:
         raise ValueError(
             f"a locked image tower's features are computed once, without augmentation; leave out {', '.join(on_pixels)}"
         )
-    if augment.feature_drop and not spec.model.lock_image:
-        raise ValueError("feature_drop is for a locked image tower; give model.lock_image=true or leave it out")
+    if augment.feature_drop and (not spec.model.lock_image or spec.model.dense):
+        raise ValueError("feature_drop is for a locked image tower without a decoder; give model.lock_image=true or leave it out")
 
 
 def check_optim(optim: OptimConfig) -> None:
@@ -80,10 +89,10 @@ def check_pairs(spec: RunSpec, objective: Contrastive | Prediction) -> None:
     Raises:
         ValueError: with what to give instead.
     """
-    if spec.model.is_classifier or spec.model.classes or spec.model.is_predictor != isinstance(objective, Prediction):
+    if spec.model.is_classifier or spec.model.classes or spec.model.dense or spec.model.is_predictor != isinstance(objective, Prediction):
         raise ValueError(
-            f"a {objective.kind} objective does not go with this model.text or model.classes; take a recipe such as clip_small "
-            "(contrastive) or captions_small (prediction)"
+            f"a {objective.kind} objective does not go with this model.text, model.classes or model.dense; take a recipe such as "
+            "clip_small (contrastive) or captions_small (prediction)"
         )
     if isinstance(objective, Contrastive) and (objective.loss == "sigmoid") != (spec.model.init_logit_bias is not None):
         raise ValueError(
@@ -120,6 +129,25 @@ def check_classification(spec: RunSpec, objective: Classification) -> None:
         raise ValueError(f"{' and '.join(ignored)} change captions, and a classifier reads none; leave them out")
 
 
+def check_segmentation(spec: RunSpec, objective: Segmentation) -> None:
+    """Refuse what does not go with masks.
+
+    Raises:
+        ValueError: with what to give instead.
+    """
+    model, augment = spec.model, spec.data.augment
+    if model.dense is None or model.is_classifier or model.is_predictor:
+        raise ValueError("a segmentation objective needs a dual encoder with model.dense; take a recipe such as lseg_camvid")
+    if not 1 <= objective.loss_stride <= model.preprocess.size:
+        raise ValueError(f"objective.loss_stride={objective.loss_stride}; give 1 to {model.preprocess.size}")
+    for name in ("background_weight", "word_weight"):
+        if not 0 <= getattr(objective, name) < float("inf"):
+            raise ValueError(f"objective.{name}={getattr(objective, name)}; give 0 or more")
+    unknown = ("rand_augment", "grey", "grey_removes", "word_drop", "mixup", "cutmix")
+    if ignored := [name for name in unknown if getattr(augment, name)]:
+        raise ValueError(f"{', '.join(ignored)} cannot be done to masks; leave out, or take crop_area, shift and flip")
+
+
 def check_model(model: ModelConfig) -> None:
     """Refuse a model that cannot be built, cannot take its own input, or depends on which rows a worker holds. No weights are made.
 
@@ -134,7 +162,7 @@ def check_model(model: ModelConfig) -> None:
         towers = build(model).eval()
         inputs = (torch.empty(1, 3, size, size), torch.zeros(1, tokens, dtype=torch.long))
         try:
-            towers(*inputs[: 1 if model.is_classifier else 2])
+            towers(*inputs[: 1 if model.is_classifier or model.dense else 2])
         except (RuntimeError, AssertionError, ValueError, IndexError) as error:
             raise ValueError(
                 f"the model does not take images of {size} pixels and {tokens} tokens: {error}; give model.preprocess.size what "
@@ -146,3 +174,25 @@ def check_model(model: ModelConfig) -> None:
             "model.pretrained_image=PATH (they are frozen then), or take a tower without: any ViT, Swin or ConvNeXt, resnet50_gn, "
             "resnetv2_50x1_bit, or a ResNet with model.vision.norm_layer=groupnorm"
         )
+
+
+def mask_classes(
+    objective: Segmentation, model: ModelConfig, corpus: Corpus, rows: NDArray[np.int64]
+) -> tuple[Segmentation, ModelConfig]:
+    """Which classes are held out, and which are trained on: those that have pixels in these rows.
+
+    Raises:
+        ValueError: a row has no mask, there are no such classes, too few are left, or only one of truth and head has a background.
+    """
+    classes = MaskClasses.of(corpus)
+    held_out = tuple(sorted({*objective.held_out, *(of_fold(objective.fold, classes.names) if objective.fold else ())}))
+    check_names(held_out, classes.names)
+    assert model.dense is not None
+    if classes.background != model.dense.background:
+        there = "has" if classes.background else "has no"
+        raise ValueError(f"the corpus {there} background class; give model.dense.background={str(classes.background).lower()}")
+    names = model.classes or tuple(name for name in labels_present(corpus, rows) if name not in held_out)
+    check_names(names, [name for name in classes.names if name not in held_out])
+    if len(names) < 2:
+        raise ValueError(f"{len(names)} classes are left to train on; hold out fewer, or give model.classes at least two")
+    return replace(objective, held_out=held_out, fold=""), replace(model, classes=names)

@@ -21,22 +21,36 @@ PACKAGES = ("ray", "torch", "torchvision", "open_clip_torch", "timm", "pyarrow",
 
 
 def write_artifact(
-    spec: RunSpec, launch: Launch, corpus: Corpus, towers: Towers, trunk: nn.Module | None, final_loss: float
+    spec: RunSpec,
+    launch: Launch,
+    corpus: Corpus,
+    towers: Towers,
+    trunk: nn.Module | None,
+    text: nn.Module | None,
+    final_loss: float,
 ) -> None:
     """Gather the full weights on rank 0 and write `run_dir/artifact`; called by all ranks."""
     weights: dict[str, Any] = get_model_state_dict(towers, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     folder = launch.run_dir / "artifact"
     if dist.get_rank() == 0 and not folder.exists():
-        if trunk is not None:
-            weights |= {f"visual.trunk.{name}": tensor.cpu() for name, tensor in trunk.state_dict().items()}
+        for prefix, frozen in (("visual.trunk", trunk), ("text", text)):  # what training did without
+            if frozen is not None:
+                weights |= {f"{prefix}.{name}": tensor.cpu() for name, tensor in frozen.state_dict().items()}
         artifact = Artifact(
             name=f"{spec.recipe}-{spec.run_id}",
             model=spec.model,
             classes=spec.model.classes or corpus.classes,
             provenance=provenance(spec, final_loss),
         )
-        write(folder, artifact, weights, golden_texts=[] if spec.model.is_classifier else [*corpus.captions(0), "a photo"])
+        write(folder, artifact, weights, golden_texts=golden_texts(spec, corpus))
     dist.barrier()
+
+
+def golden_texts(spec: RunSpec, corpus: Corpus) -> list[str]:
+    """What the text tower proves itself on: the first row's captions, or of a dense head the classes."""
+    if spec.model.is_classifier:
+        return []
+    return [*(spec.model.classes if spec.model.dense else corpus.captions(0)), "a photo"]
 
 
 def provenance(spec: RunSpec, final_loss: float) -> dict[str, Any]:

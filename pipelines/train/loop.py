@@ -89,7 +89,7 @@ def train(spec: RunSpec, launch: Launch, corpus: Corpus, hooks: Hooks = Hooks())
         rank.checkpoints.close()
     if rank.state.ema:
         rank.state.ema.store(rank.state.towers)
-    write_artifact(spec, launch, corpus, rank.state.towers, rank.trunk, loss)
+    write_artifact(spec, launch, corpus, rank.state.towers, rank.trunk, rank.text, loss)
     return done
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import isfinite
@@ -35,6 +35,7 @@ from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.feed import ledger
 from sightline.pipelines.feed.inline import Batch, InlineFeed, Loader, feature_loader, pixel_loader
 from sightline.pipelines.feed.labels import Labelled, places
+from sightline.pipelines.feed.masks import Masked, MaskClasses
 from sightline.pipelines.train import locked
 from sightline.pipelines.train.checkpoints import Checkpoints, State, write_atomically
 from sightline.pipelines.train.clock import Clock
@@ -75,8 +76,10 @@ class Rank:
     share: Share
     state: State
     trunk: nn.Module | None
+    text: nn.Module | None
     feed: InlineFeed
     labelled: Labelled | None
+    masked: Masked | None
     backward: Backward
     checkpoints: Checkpoints
     clock: Clock
@@ -97,9 +100,13 @@ class Rank:
         lr = learning_rate(spec.optim, step, spec.steps)
         set_rate(self.state.optimizer, lr)
         inputs = batch.inputs.to(self.device)
-        inputs = spec.model.preprocess.normalise(inputs) if self.trunk is None else inputs
+        masks_bHW = None
+        if self.masked:
+            masks_bHW = inputs[:, 3] if self.trunk is None else self.masked.masks(*self.feed.positions(step))
+        inputs = spec.model.preprocess.normalise(inputs[:, :3]) if self.trunk is None else inputs
         labels_bL = self.labelled.weights(*self.feed.positions(step)) if self.labelled else None
-        mean_loss = self.backward(towers, inputs, Targets(batch.captions, labels_bL), partial(seed_torch, spec.seed, step))
+        targets = Targets(batch.captions, labels_bL, masks_bHW)
+        mean_loss = self.backward(towers, inputs, targets, partial(seed_torch, spec.seed, step))
         if self.device.type == "cuda":
             torch.cuda.synchronize()  # so that computing is not counted as waiting
 
@@ -166,6 +173,7 @@ def set_up(spec: RunSpec, launch: Launch, corpus: Corpus, say: Callable[[str], N
     torch.manual_seed(spec.seed)
     towers = build(spec.model)
     trunk = locked.detach_trunk(towers, spec.model)
+    text = locked.detach_text(towers, spec.model, spec.label_texts)
     if share.rank == 0:
         say(f"{len(share.counts)} worker{'s' * (len(share.counts) > 1)}, {strategy}: {reason}")
         if spec.global_batch % len(share.counts):
@@ -178,14 +186,24 @@ def set_up(spec: RunSpec, launch: Launch, corpus: Corpus, say: Callable[[str], N
     # -- data: this rank's part of every batch, from any step on
     rows, _ = select_rows(corpus, spec.data)
     labelled = labelled_rows(spec, corpus, rows) if spec.model.is_classifier else None
+    masked = masked_rows(spec, corpus) if spec.model.dense else None
+    mirrored = bool(masked and spec.data.augment.flip)
+    features = {}
+    if trunk is not None:
+        features = locked.features(trunk, corpus, rows, spec.model, launch.run_dir, device, mirrored=mirrored)
     load: Loader
     if labelled:
         load = labelled.load
+    elif masked:
+        load = masked.load if trunk is None else partial(masked.load_kept, features)
     elif trunk is None:
         load = pixel_loader(corpus, spec.data.augment, spec.model.preprocess, spec.order_key)
     else:
-        features = locked.features(trunk, corpus, rows, spec.model, launch.run_dir, device)
         load = feature_loader(corpus, features, spec.data.augment, spec.order_key)
+
+    def texts() -> Iterable[str]:
+        return spec.model.classes if masked else (text for row in rows for text in corpus.captions(int(row)))
+
     tokenizer = get_tokenizer(spec.model.tokenizer, spec.model.context_length)
     return Rank(
         spec=spec,
@@ -194,11 +212,11 @@ def set_up(spec: RunSpec, launch: Launch, corpus: Corpus, say: Callable[[str], N
         share=share,
         state=State(towers, adamw(towers, spec.optim), ema),
         trunk=trunk,
+        text=text,
         feed=InlineFeed(load, rows, spec.order_key, spec.global_batch, share.own, threads=max(2, launch.threads)),
         labelled=labelled,
-        backward=spec.objective.prepare(
-            tokenizer, share, lambda: (text for row in rows for text in corpus.captions(int(row))), launch.at_once
-        ),
+        masked=masked,
+        backward=spec.objective.prepare(tokenizer, share, texts, launch.at_once),
         checkpoints=Checkpoints(launch.saved_at, spec.run_id, keep=launch.keep, best_by=launch.keep_best),
         clock=clock,
     )
@@ -217,12 +235,17 @@ def labelled_rows(spec: RunSpec, corpus: Corpus, rows: NDArray[np.int64]) -> Lab
     )
 
 
+def masked_rows(spec: RunSpec, corpus: Corpus) -> Masked:
+    """The rows as a dense head sees them."""
+    classes = MaskClasses.of(corpus, spec.model.classes)
+    return Masked(corpus, classes, spec.data.augment, spec.model.preprocess, spec.order_key)
+
+
 @torch.no_grad()
 def clamped_scale(towers: Towers) -> float | None:
-    """Keep the logit scale at 100 or less, as in CLIP, and return it; None for a model without one."""
-    if not hasattr(towers, "logit_scale"):
-        return None
-    return float(towers.logit_scale.clamp_(max=4.6052).exp())
+    """Keep the scale that is trained at 100 or less, as in CLIP, and return it; None for a model without one."""
+    scale = getattr(towers, "pixel_scale", getattr(towers, "logit_scale", None))
+    return None if scale is None else float(scale.clamp_(max=4.6052).exp())
 
 
 def stopped(launch: Launch, step: int, loss: float, norm: float, uids: NDArray[np.uint8], rank: int) -> str:

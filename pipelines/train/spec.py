@@ -23,17 +23,17 @@ from pydantic import Field, TypeAdapter, ValidationError
 from sightline.models.augment import Augment
 from sightline.models.interchange.load_weights import find
 from sightline.models.interchange.origin import sha256
-from sightline.models.objectives import Classification, Contrastive, Prediction
+from sightline.models.objectives import Classification, Contrastive, Prediction, Segmentation
 from sightline.models.sharding import Strategy
 from sightline.models.towers import ModelConfig
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.view import select_view
 from sightline.pipelines.feed.labels import class_list, places
-from sightline.pipelines.train.checks import check_model, check_ranges
+from sightline.pipelines.train.checks import check_model, check_ranges, mask_classes
 from sightline.pipelines.train.optim import OptimConfig
 
 # Settings of the model that count only where they are used: they came later, and gave no run another name.
-LATER = {"pretrained_sha256": "", "quick_gelu": False}
+LATER = {"pretrained_sha256": "", "quick_gelu": False, "pretrained_text_sha256": "", "dense": None}
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class RunSpec:
 
     recipe: str
     model: ModelConfig
-    objective: Annotated[Contrastive | Classification | Prediction, Field(discriminator="kind")]
+    objective: Annotated[Contrastive | Classification | Prediction | Segmentation, Field(discriminator="kind")]
     data: DataConfig
     optim: OptimConfig
     steps: int
@@ -80,7 +80,7 @@ class RunSpec:
         fields = asdict(self)
         for place in ("corpus", "filters") if self.data.view else ("corpus", "filters", "view"):  # a view counts by its digest
             fields["data"].pop(place)
-        for source in ("pretrained_image", "pretrained"):
+        for source in ("pretrained_image", "pretrained", "pretrained_text"):
             fields["model"].pop(source)
         for name, unused in LATER.items():
             if fields["model"][name] == unused:
@@ -91,6 +91,12 @@ class RunSpec:
     def contrasted(self) -> int:
         """With how many pairs each one is compared; 0 without a contrastive loss."""
         return self.global_batch if isinstance(self.objective, Contrastive) else 0
+
+    @property
+    def label_texts(self) -> list[str]:
+        """What the places of a dense head are compared with in training: its classes, then the words of the objective."""
+        words = self.objective.words if isinstance(self.objective, Segmentation) else ()
+        return [*self.model.classes, *words]
 
     @property
     def order_key(self) -> str:
@@ -180,10 +186,12 @@ def resolve(spec: RunSpec, corpus: Corpus, *, bf16_available: bool) -> RunSpec:
             f"the corpus has {len(rows)} rows in {what}, fewer than one global batch of {spec.global_batch}; "
             f"give global_batch={max(1, len(rows))} or a larger corpus"
         )
-    model = spec.model
-    if isinstance(spec.objective, Classification):
+    model, objective = spec.model, spec.objective
+    if isinstance(objective, Classification):
         model = replace(model, classes=model.classes or class_list(corpus))
         places(corpus, rows, model.classes)
+    elif isinstance(objective, Segmentation):
+        objective, model = mask_classes(objective, model, corpus, rows)
     else:
         check_captions(corpus, rows, what)
     if model.pretrained_image:
@@ -192,13 +200,16 @@ def resolve(spec: RunSpec, corpus: Corpus, *, bf16_available: bool) -> RunSpec:
     if model.pretrained:
         source, digest = located(model.pretrained)
         model = replace(model, pretrained=source, pretrained_sha256=digest)
+    if model.pretrained_text:
+        source, digest = located(model.pretrained_text)
+        model = replace(model, pretrained_text=source, pretrained_text_sha256=digest)
     if model.lock_image and not model.image_is_given:
         raise ValueError("a locked image tower needs its weights; give model.pretrained_image=PATH of a timm safetensors file")
     check_model(model)
     precision = ("bf16" if bf16_available else "fp32") if spec.precision == "auto" else spec.precision
     # The opened corpus' own location is absolute: workers may have another working directory than the command that started them.
     data = replace(spec.data, root=corpus.root, corpus=corpus.location, view=view)
-    return replace(spec, model=model, precision=precision, data=data)
+    return replace(spec, model=model, objective=objective, precision=precision, data=data)
 
 
 def located(source: str) -> tuple[str, str]:
@@ -270,7 +281,7 @@ def override(spec: RunSpec, assignments: Sequence[str]) -> RunSpec:
         for name in parents:
             node = node[name]
         node[last] = text if isinstance(node.get(last), str) else parsed(text)
-        if key in ("filters", "data.filters") and not text.startswith("["):  # names by commas, as people write them
+        if last in ("filters", "held_out") and not text.startswith("["):  # names by commas, as people write them
             node[last] = tuple(filter(None, text.split(",")))
     try:
         return adapter().validate_python(fields)

@@ -52,6 +52,7 @@ def restore(spec: RunSpec, corpus: Corpus, place: Place, folder: str) -> Ready:
     torch.manual_seed(spec.seed)
     towers = build(spec.model)
     trunk = locked.detach_trunk(towers, spec.model)
+    text = locked.detach_text(towers, spec.model, spec.label_texts)
     averaged = spec.optim.ema > 0
     weights = dict(towers.state_dict())
     trained = {name for name, parameter in towers.named_parameters() if parameter.requires_grad}
@@ -62,5 +63,7 @@ def restore(spec: RunSpec, corpus: Corpus, place: Place, folder: str) -> Ready:
     towers.load_state_dict(target["model"] | target.get("ema", {}))
     if trunk is not None:
         towers.visual.trunk = trunk
+    if text is not None:
+        towers.text = text
     name = f"{spec.recipe}-{spec.run_id}/{folder}"
     return ready(spec.model, towers.eval().requires_grad_(False), name, folder, spec.model.classes or corpus.classes)

@@ -67,6 +67,7 @@ def train(
       sightline train clip_small corpus=corpora/photos filters=big,nodup
       sightline train clip_small corpus=corpora/photos --evaluate val --keep-best image_to_text_recall@10
       sightline train lit_small corpus=corpora/flickr8k model.pretrained_image=deit_tiny.safetensors
+      sightline train lseg_camvid corpus=corpora/camvid model.pretrained_image=deit_tiny.safetensors held_out=car,fence
       sightline train clip_vit_b32 corpus=/data/pairs steps=100000 global_batch=16384 --workers 16:32 --gpus --runs /data/runs
       torchrun --nproc-per-node 2 -m sightline train clip_small corpus=corpora/photos
     """

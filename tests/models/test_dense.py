@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from sightline.models.dense import NEIGHBOUR_SIGMA, dense_features, neighbour_attention
+from sightline.models.dense import DEFAULT, READOUTS, Readout, dense_features, mix, read
 from sightline.models.load import load_model
+from sightline.models.preprocess import Preprocess
 from sightline.models.refine import refine
 from sightline.models.segment import SegmentOptions, segment
 from sightline.models.towers import ModelConfig
-from tests.models.conftest import CONV, TIMM, VIT, random_towers
+from tests.models.conftest import CONV, VIT, random_towers
 
 
 def test_a_mean_pooled_map_averages_to_the_images_embedding() -> None:
@@ -22,41 +28,102 @@ def test_a_mean_pooled_map_averages_to_the_images_embedding() -> None:
     torch.testing.assert_close(dense.mean((2, 3)), towers.encode_image(image), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("config", "grid"), [(VIT, 4), (TIMM, 14)], ids=["open_clip", "timm"])
-def test_transformers_are_read_at_every_patch(config: ModelConfig, grid: int) -> None:
-    towers = random_towers(config)
-    dense = dense_features(towers, torch.randn(2, 3, config.preprocess.size, config.preprocess.size))
-    assert dense.shape == (2, 16, grid, grid)
-    assert torch.isfinite(dense).all()
+def timm_tower(name: str, size: int, pool: str = "avg", proj: str = "linear") -> ModelConfig:
+    vision = {"timm_model_name": name, "timm_pool": pool, "timm_proj": proj, "image_size": size}
+    return replace(CONV, vision=vision, preprocess=Preprocess(size=size))
 
 
-def test_neighbour_attention_is_its_formula() -> None:
+RESNET = replace(CONV, vision={"layers": (1, 1, 1, 1), "width": 16, "head_width": 16, "image_size": 64}, preprocess=Preprocess(64))
+AVERAGED = replace(VIT, vision={**VIT.vision, "pool_type": "avg", "ls_init_value": 0.1})
+NORM_AFTER = replace(AVERAGED, vision={**AVERAGED.vision, "final_ln_after_pool": True, "no_ln_pre": True})
+TRANSFORMERS = {
+    "open_clip, class token": (VIT, 4),
+    "open_clip, mean": (AVERAGED, 4),
+    "open_clip, mean before the norm": (NORM_AFTER, 4),
+    "timm, class token": (timm_tower("test_vit", 160, "token"), 10),
+    "timm, mean": (timm_tower("test_vit4", 160), 10),
+    "timm, attention pooling": (timm_tower("test_vit3", 160, "map", "mlp"), 10),
+}
+MAPS = {
+    "ConvNeXt": (timm_tower("test_convnext", 96), 3),
+    "Swin": (timm_tower("swin_tiny_patch4_window7_224", 224), 7),
+    "ResNet of timm": (timm_tower("test_resnet", 96), 3),
+    "ResNet of CLIP": (RESNET, 2),
+    "its attention pooling in timm": (timm_tower("resnet10t", 64, "rot_attn", ""), 2),
+    "EVA": (timm_tower("eva02_tiny_patch14_224", 224), 16),
+    "ours": (CONV, 8),
+}
+
+
+@pytest.mark.parametrize("tower", [*TRANSFORMERS, *MAPS])
+def test_the_unmodified_path_is_the_models_own(tower: str) -> None:
+    config, grid = (TRANSFORMERS | MAPS)[tower]
+    towers, image = random_towers(config), torch.randn(2, 3, config.preprocess.size, config.preprocess.size)
+    with torch.inference_mode():
+        found = read(towers, image, "clip")
+        want = F.normalize(towers.encode_image(image), dim=-1)
+    assert found.map_BDhw.shape == (2, 16, grid, grid)
+    torch.testing.assert_close(F.normalize(found.pooled_BD, dim=-1), want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("tower", TRANSFORMERS)
+def test_every_readout_reads_every_transformer_its_own_way(tower: str) -> None:
+    config, _ = TRANSFORMERS[tower]
+    towers, image = random_towers(config), torch.randn(1, 3, config.preprocess.size, config.preprocess.size)
+    with torch.inference_mode():
+        maps = {name: dense_features(towers, image, name) for name in READOUTS}
+        assert torch.equal(dense_features(towers, image), maps[DEFAULT])
+    for one, other in combinations(maps, 2):
+        assert not torch.equal(maps[one], maps[other]), (one, other)
+
+
+def test_a_picture_that_is_the_same_everywhere_is_read_as_itself() -> None:
+    """What a place is read as: on a tower without positions, every place of an even picture is the picture."""
+    towers = random_towers(MAPS["ResNet of timm"][0])
+    with torch.inference_mode():
+        found = read(towers, torch.full((1, 3, 256, 256), 0.3))
+    torch.testing.assert_close(found.map_BDhw[0, :, 4, 4], found.map_BDhw[0, :, 3, 4], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["q-k", "q-q", "k-k", "v-v", "q-q+k-k"])
+@pytest.mark.parametrize("sigma", [0.0, 1.5])
+def test_attention_is_its_formula(attention: Any, sigma: float) -> None:
     height, width, heads, dim = 2, 3, 2, 4
-    qkv = torch.randn(1, 1 + height * width, 3 * heads * dim)
-    got = neighbour_attention(qkv, heads, (height, width))
-    _, key, value = qkv[0].reshape(-1, 3, heads, dim).unbind(1)
+    q, k, v = torch.randn(3, 1, heads, 1 + height * width, dim).unbind()
+    got = mix(q, k, v, Readout(attention, neighbours=sigma), (height, width), prefix=1)
+    named = {"q": q[0], "k": k[0], "v": v[0]}
     for head in range(heads):
         for i in range(1 + height * width):
-            logits = []
-            for j in range(1 + height * width):
-                logit = float(key[i, head] @ key[j, head]) / dim**0.5
-                if i and j:
-                    (a, b), (c, d) = divmod(i - 1, width), divmod(j - 1, width)
-                    logit += float(np.exp(-((a - c) ** 2 + (b - d) ** 2) / (2 * NEIGHBOUR_SIGMA**2)))
-                logits.append(logit)
-            weight = torch.softmax(torch.tensor(logits), 0)
-            torch.testing.assert_close(got[0, i, head * dim : (head + 1) * dim], weight @ value[:, head], rtol=0, atol=1e-5)
+            weight = torch.zeros(1 + height * width)
+            for pair in attention.split("+"):
+                logits = []
+                for j in range(1 + height * width):
+                    logit = float(named[pair[0]][head, i] @ named[pair[2]][head, j]) / dim**0.5
+                    if i and j and sigma:
+                        (a, b), (c, d) = divmod(i - 1, width), divmod(j - 1, width)
+                        logit += float(np.exp(-((a - c) ** 2 + (b - d) ** 2) / (2 * sigma**2)))
+                    logits.append(logit)
+                weight += torch.softmax(torch.tensor(logits), 0)
+            torch.testing.assert_close(got[0, i, head * dim : (head + 1) * dim], weight @ v[0, head], rtol=0, atol=1e-5)
 
 
-def test_a_tower_that_cannot_be_read_is_refused() -> None:
-    config = ModelConfig(
-        embed_dim=16,
-        vision={"timm_model_name": "resnet18", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32},
-        text=CONV.text,
-        preprocess=CONV.preprocess,
-    )
-    with pytest.raises(ValueError, match="cannot be read densely; segmentation works with"):
-        dense_features(random_towers(config), torch.randn(1, 3, 32, 32))
+def test_the_value_path_keeps_each_place_to_itself() -> None:
+    q, k, v = torch.randn(3, 1, 2, 5, 4).unbind()
+    torch.testing.assert_close(mix(q, k, v, READOUTS["maskclip"], (2, 2), 1)[0, 3], v[0, :, 3].flatten())
+
+
+def test_what_cannot_be_read_is_refused() -> None:
+    coca = replace(VIT, vision={**VIT.vision, "attentional_pool": True, "attn_pooler_queries": 2, "attn_pooler_heads": 2})
+    bound = timm_tower("resnet10t", 224, "abs_attn", "")
+    for config in (coca, bound):
+        with pytest.raises(ValueError, match="cannot be read densely: its pooling"):
+            dense_features(random_towers(config), torch.randn(1, 3, config.preprocess.size, config.preprocess.size))
+    with pytest.raises(ValueError, match="where its tokens lie is not known"):
+        dense_features(random_towers(timm_tower("gmixer_12_224", 224)), torch.randn(1, 3, 224, 224))
+    with pytest.raises(ValueError, match="ConvTower has no attention that readout 'naclip' could replace"):
+        dense_features(random_towers(CONV), torch.randn(1, 3, 32, 32), "naclip")
+    with pytest.raises(ValueError, match="no readout 'nacl'; choose clip, maskclip"):
+        dense_features(random_towers(VIT), torch.randn(1, 3, 32, 32), "nacl")
 
 
 def plain_refine(scores: Tensor, image: Tensor, dilation: int, sigma: float) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from sightline.models.load import load_model
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.evaluate.evaluate import embed_rows, evaluate
-from sightline.pipelines.evaluate.metrics import intersection_and_union, recall_at_k, topk_accuracy
+from sightline.pipelines.evaluate.metrics import recall_at_k, topk_accuracy
 
 SIMILARITY = torch.randn(7, 16, generator=torch.Generator().manual_seed(0))
 OWNER = [0, 0, 1, 1, 1, 2, 2, 3, 4, 4, 4, 5, 5, 6, 6, 6]
@@ -29,13 +29,6 @@ def test_topk_is_the_plain_count() -> None:
     for k in (1, 4, 100):
         hits = [int(t) in sorted(range(16), key=lambda c: -float(row[c]))[:k] for row, t in zip(SIMILARITY, target, strict=True)]
         assert topk_accuracy(SIMILARITY, target, k) == pytest.approx(np.mean(hits))
-
-
-def test_iou_ignores_what_the_truth_does_not_know() -> None:
-    truth = np.array([[1, 1, 2], [0, 255, 2]], np.uint8)
-    predicted = np.array([[1, 2, 2], [1, 1, 0]], np.uint8)
-    # class 1: {(0,0)} of {(0,0), (0,1), (1,0)}; class 2: {(0,2)} of {(0,1), (0,2), (1,2)}
-    assert intersection_and_union(predicted, truth, [1, 2]) == (2, 6)
 
 
 def test_the_parts_of_an_evaluation_fit_together(digits: Corpus, artifact: object) -> None:

@@ -16,6 +16,7 @@ from sightline.models.preprocess import Preprocess
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.feed.inline import Batch, InlineFeed, feature_loader, pixel_loader
 from sightline.pipelines.feed.labels import Labelled
+from sightline.pipelines.feed.masks import MaskClasses, Masked
 from tests.corpora import digits_source, ingest_alone
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -69,12 +70,14 @@ def test_batches_are_those_of_the_inline_feed(digits: Corpus) -> None:
     assert equal(RayFeed(feed, actors=1).batches(3, 8), feed.batches(3, 8)) == 5  # 240 rows: through three epochs
 
 
-def test_labelled_rows_are_mixed_as_by_the_inline_feed(digits: Corpus) -> None:
+@pytest.mark.parametrize("what", ["labels", "masks"])
+def test_labelled_rows_and_masks_are_those_of_the_inline_feed(what: str, digits: Corpus) -> None:
     from sightline.pipelines.feed.job import RayFeed
 
     rows = digits.select("train")
     labelled = Labelled(digits, rows, np.arange(len(rows)) % 3, 3, Augment(mixup=0.8, cutmix=1.0), PREPROCESS, "k")
-    feed = InlineFeed(labelled.load, rows, "k", 60)
+    masked = Masked(digits, MaskClasses.of(digits), Augment(crop_area=(0.5, 1.0), flip=0.5), PREPROCESS, "k")
+    feed = InlineFeed(labelled.load if what == "labels" else masked.load, rows, "k", 60)
     assert equal(RayFeed(feed).batches(2, 6), feed.batches(2, 6)) == 4
 
 
