@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from sightline.pipelines.ingest.fetch.addresses import BlockedError
+from sightline.fetch.addresses import BlockedError
+from sightline.fetch.result import Failed, Fetched, FetchOptions
 from sightline.pipelines.ingest.fetch.downloads import Downloads
-from sightline.pipelines.ingest.fetch.result import Failed, Fetched, FetchOptions
 from tests.hostile_server import Handler, HostileServer, hostile_server
 
 QUICK = FetchOptions(total_timeout_s=10, idle_timeout_s=5, retries=1, backoff_s=0.01, max_bytes=1_000_000, allow_loopback=True)

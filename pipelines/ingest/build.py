@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from threading import Thread
 
+from sightline.fetch.result import Failed
 from sightline.pipelines.corpus.forget import Tombstones, read_tombstones
 from sightline.pipelines.corpus.plan import Plan, read_chunk
 from sightline.pipelines.corpus.schema import FILTER, Rejected, Row
 from sightline.pipelines.corpus.shards import Answer, ShardRecord, done_record, write_shard
 from sightline.pipelines.corpus.store import STAGING, Store
 from sightline.pipelines.ingest.fetch.downloads import Downloads
-from sightline.pipelines.ingest.fetch.result import Failed
 from sightline.pipelines.ingest.resize import Resize
 from sightline.pipelines.ingest.sources.item import Item, Source
 from sightline.pipelines.ingest.sources.place import is_far

@@ -22,6 +22,7 @@ from typing import Any
 
 import ray.data
 
+from sightline.fetch.result import FetchOptions
 from sightline.pipelines.corpus.commit import commit_plan
 from sightline.pipelines.corpus.gc import discard
 from sightline.pipelines.corpus.manifest import read_manifest
@@ -30,7 +31,6 @@ from sightline.pipelines.corpus.shards import ShardRecord, done_records
 from sightline.pipelines.corpus.store import Store
 from sightline.pipelines.ingest.build import ALONE, Turn, build_shard, forget_attempts
 from sightline.pipelines.ingest.fetch.downloads import Downloads
-from sightline.pipelines.ingest.fetch.result import FetchOptions
 from sightline.pipelines.ingest.prepare import Prepared, prepare
 from sightline.pipelines.ingest.report import IngestOptions, IngestReport, Progress
 from sightline.pipelines.ingest.resize import Resize

@@ -16,12 +16,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from sightline.fetch.result import FetchOptions
 from sightline.pipelines.corpus.manifest import Manifest, newest, read_manifest
 from sightline.pipelines.corpus.plan import Plan, make_plan, plan_config, plan_ids, save_plan
 from sightline.pipelines.corpus.schema import FILTER, STAGES
 from sightline.pipelines.corpus.store import STAGING, LocalStore, Store, open_store
 from sightline.pipelines.ingest.earlier import rejected_keys, unseen
-from sightline.pipelines.ingest.fetch.result import FetchOptions
 from sightline.pipelines.ingest.report import IngestOptions, IngestReport
 from sightline.pipelines.ingest.resize import Resize
 from sightline.pipelines.ingest.sources.detect import open_source

@@ -7,11 +7,11 @@ from itertools import islice
 
 import pyarrow.parquet as pq
 
+from sightline.fetch.result import FetchOptions
 from sightline.models.codec import MAX_PIXELS
 from sightline.pipelines.corpus.manifest import Manifest, read_manifest, read_shards
 from sightline.pipelines.corpus.shards import filtered
 from sightline.pipelines.corpus.store import open_store
-from sightline.pipelines.ingest.fetch.result import FetchOptions
 from sightline.pipelines.ingest.resize import Resize
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sightline.pipelines.ingest.fetch.result import FetchOptions
+from sightline.fetch.result import FetchOptions
 
 Timeout = Annotated[float, typer.Option(min=0.001, help="Seconds for a URL, its redirects and retries included.")]
 PerHost = Annotated[

@@ -11,7 +11,7 @@ from sightline.cli import output
 from sightline.cli.bars import ingest_bar
 from sightline.cli.downloads import AllowLoopback, IgnoreOptOut, PerHost, Retries, Timeout, UserAgent, fetch_options
 from sightline.cli.output import Json
-from sightline.pipelines.ingest.fetch.result import FetchOptions
+from sightline.fetch.result import FetchOptions
 
 if TYPE_CHECKING:  # heavy
     from sightline.pipelines.ingest.prepare import Prepared

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sightline.pipelines.ingest.fetch.result import Failed, Fetched
+from sightline.fetch.result import Failed, Fetched
 from tests.fetching import IMPATIENT, QUICK, failure, fetch, served
 from tests.hostile_server import PNG, Exchange, Handler, HostileServer, hostile_server, ok
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import pytest
 
+from sightline.fetch.result import Failed, Fetched
 from sightline.pipelines.ingest.fetch.downloads import Downloads
-from sightline.pipelines.ingest.fetch.result import Failed, Fetched
 from tests.fetching import QUICK, Names, fetch
 from tests.hostile_server import PNG, Exchange, hostile_server, png, until_left, wait_until
 

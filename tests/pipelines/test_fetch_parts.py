@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from yarl import URL
 
-from sightline.pipelines.ingest.fetch.addresses import BlockedError, check, public
-from sightline.pipelines.ingest.fetch.headers import MAGIC_BYTES, begins_like_an_image, opted_out, retry_after
-from sightline.pipelines.ingest.fetch.robots import Robots
+from sightline.fetch.addresses import BlockedError, check, public
+from sightline.fetch.headers import MAGIC_BYTES, begins_like_an_image, opted_out, retry_after
+from sightline.fetch.robots import Robots
 from sightline.pipelines.ingest.fetch.window import Window
 
 # --- addresses

@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 from aiohttp.abc import ResolveResult
 
-from sightline.pipelines.ingest.fetch.addresses import BlockedError, check
-from sightline.pipelines.ingest.fetch.result import Failed, Fetched
+from sightline.fetch.addresses import BlockedError, check
+from sightline.fetch.result import Failed, Fetched
 from tests.fetching import QUICK, Names, failure, fetch, only, served
 from tests.hostile_server import PNG, Exchange, Handler, HostileServer, hostile_server, until_left
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sightline.fetch.result import FetchOptions
 from sightline.pipelines.corpus.commit import commit_plan
 from sightline.pipelines.corpus.forget import forget
 from sightline.pipelines.corpus.gc import collect
@@ -19,7 +20,6 @@ from sightline.pipelines.corpus.store import LocalStore
 from sightline.pipelines.corpus.verify import verify
 from sightline.pipelines.ingest.build import build_shard
 from sightline.pipelines.ingest.fetch.downloads import Downloads
-from sightline.pipelines.ingest.fetch.result import FetchOptions
 from sightline.pipelines.ingest.prepare import prepare
 from sightline.pipelines.ingest.report import IngestOptions
 from tests.fetching import QUICK

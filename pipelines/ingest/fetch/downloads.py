@@ -17,9 +17,9 @@ from typing import Self
 
 from aiohttp.abc import AbstractResolver
 
-from sightline.pipelines.ingest.fetch.client import Client, Gate
-from sightline.pipelines.ingest.fetch.result import Failed, Fetched, FetchOptions, RefusedError
-from sightline.pipelines.ingest.fetch.urls import parse
+from sightline.fetch.client import Client, Gate
+from sightline.fetch.result import Failed, Fetched, FetchOptions, RefusedError
+from sightline.fetch.urls import parse
 from sightline.pipelines.ingest.fetch.window import Window
 
 LOOKAHEAD = 16  # URLs that are known for each that may run: enough other hosts while one is slow

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 from braceexpand import braceexpand
 
-from sightline.pipelines.ingest.fetch.result import RefusedError
-from sightline.pipelines.ingest.fetch.urls import parse
+from sightline.fetch.result import RefusedError
+from sightline.fetch.urls import parse
 from sightline.pipelines.ingest.sources import tables
 from sightline.pipelines.ingest.sources.captions_table import listed, text
 from sightline.pipelines.ingest.sources.extras import joined

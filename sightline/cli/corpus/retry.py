@@ -10,7 +10,7 @@ from sightline.cli import output
 from sightline.cli.downloads import AllowLoopback, IgnoreOptOut, PerHost, Retries, Timeout, UserAgent, fetch_options
 from sightline.cli.ingest import Address, Cpus, complete, show
 from sightline.cli.output import Json
-from sightline.pipelines.ingest.fetch.result import FetchOptions
+from sightline.fetch.result import FetchOptions
 
 
 def retry(

@@ -23,12 +23,12 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from sightline.pipelines.ingest.fetch.addresses import BlockedError, check
-from sightline.pipelines.ingest.fetch.headers import MAGIC_BYTES, begins_like_an_image, opted_out, retry_after
-from sightline.pipelines.ingest.fetch.result import Failed, Fetched, FetchOptions, RefusedError
-from sightline.pipelines.ingest.fetch.robots import MAX_BYTES as ROBOTS_BYTES
-from sightline.pipelines.ingest.fetch.robots import Robots
-from sightline.pipelines.ingest.fetch.urls import parse, shown
+from sightline.fetch.addresses import BlockedError, check
+from sightline.fetch.headers import MAGIC_BYTES, begins_like_an_image, opted_out, retry_after
+from sightline.fetch.result import Failed, Fetched, FetchOptions, RefusedError
+from sightline.fetch.robots import MAX_BYTES as ROBOTS_BYTES
+from sightline.fetch.robots import Robots
+from sightline.fetch.urls import parse, shown
 
 MAX_HOPS = 5
 REDIRECTS = frozenset({301, 302, 303, 307, 308})

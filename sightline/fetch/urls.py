@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 from yarl import URL
 
-from sightline.pipelines.ingest.fetch.result import RefusedError
+from sightline.fetch.result import RefusedError
 
 SCHEMES = ("http", "https")
 HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")  # a name (international ones as punycode), or an address
