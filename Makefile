@@ -34,6 +34,8 @@ bench: $(STAMP) ## our figures beside the peers', on CORPUS=... PHOTOS=... [CLAS
 	$(BIN)/python -m benchmarks.grad_cache
 	$(BIN)/python -m benchmarks.feeding $(PHOTOS)
 	$(BIN)/python -m benchmarks.checkpointing
+	$(BIN)/python -m benchmarks.serving_engines
+	$(BIN)/python -m benchmarks.serving $(PHOTOS)
 	$(BIN)/python -m benchmarks.speed_vs_open_clip $(CORPUS)
 	$(if $(WEIGHTS),$(BIN)/python -m benchmarks.imagenette $(CLASSES) $(WEIGHTS))
 	$(BIN)/python -m benchmarks.clip_small_vs_open_clip $(CORPUS)
@@ -42,6 +44,7 @@ campaign: $(STAMP) ## kills by the dozen (half an hour), written to BENCHMARKS.m
 	$(BIN)/pytest -m campaign
 	$(BIN)/python -m benchmarks.campaign_ingest
 	$(BIN)/python -m benchmarks.campaign_train
+	$(BIN)/python -m benchmarks.campaign_serve $(PHOTOS)
 
 check: $(STAMP) ## ruff, mypy and import-linter
 	$(BIN)/ruff format --check .

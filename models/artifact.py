@@ -3,7 +3,7 @@
     artifact.json          configuration, preprocessing, tokenizer, classes, provenance, and the sha256 of the files below
     weights.safetensors    the towers
     golden.safetensors     images, tokens and the embeddings that the trained model gave them (a classifier: logits, a predictor:
-                           losses)
+                           losses); a file and texts with what each stage before the towers made of them (golden.py)
 
 Loading re-hashes the files, rebuilds the model, and recomputes the golden outputs on the machine that will answer:
 a replica whose numbers differ takes no traffic. `artifact.json` is written last, and the folder appears by one rename.
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from sightline.models.classifier import TrainedClassifier
 from sightline.models.clip import Clip
+from sightline.models.golden import check_inputs, inputs, other_versions
 from sightline.models.lseg import DenseHead, Lseg
 from sightline.models.predictive import Predictor, TrainedPredictor
 from sightline.models.preprocess import Preprocess
@@ -73,6 +74,7 @@ def write(
     golden = {"images": golden_images(artifact.model.preprocess.size)}
     if not artifact.model.is_classifier:
         golden["tokens"] = get_tokenizer(artifact.model.tokenizer, artifact.model.context_length)(list(golden_texts))
+        golden |= inputs(artifact.model.preprocess, golden_texts)
     outputs = _golden_outputs(_towers(artifact.model, staging / WEIGHTS), artifact.model.preprocess, golden)
     save_file(golden | outputs, staging / GOLDEN)
     files = {name: _sha256(staging / name) for name in (WEIGHTS, GOLDEN)}
@@ -147,14 +149,20 @@ def load_any(folder: Path, device: str = "cpu") -> Ready:
     for name, digest in artifact.files.items():
         if not (folder / name).is_file() or _sha256(folder / name) != digest:
             raise ValueError(f"{folder / name} is damaged or missing: its sha256 is not {digest}; copy the artifact again")
+    golden, others = load_file(folder / GOLDEN), other_versions(artifact.provenance.get("versions", {}))
+    if not artifact.model.is_classifier:
+        try:
+            check_inputs(golden, artifact.model.preprocess, get_tokenizer(artifact.model.tokenizer, artifact.model.context_length))
+        except ValueError as error:
+            raise ValueError(f"golden inputs of {folder} differ: {error}") from None
     towers = _towers(artifact.model, folder / WEIGHTS).to(device)
-    golden = load_file(folder / GOLDEN)
     for kind, output in _golden_outputs(towers, artifact.model.preprocess, golden).items():
         difference = float((output - golden[kind]).abs().max())
         if not difference <= GOLDEN_TOLERANCE:
             raise ValueError(
                 f"golden embeddings differ: {kind} of {folder} are off by {difference:.2g} on this machine "
-                f"(at most {GOLDEN_TOLERANCE:.0e} is allowed); check the versions in {DESCRIPTION}"
+                f"(at most {GOLDEN_TOLERANCE:.0e} is allowed), though weights and inputs are as they were; "
+                + (f"a library differs: {others}" if others else f"check the tower's configuration, mean and std in {DESCRIPTION}")
             )
     return ready(artifact.model, towers, artifact.name, artifact.files[WEIGHTS], artifact.classes)
 

@@ -12,12 +12,12 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
+from sightline.serve.limits import Limits
 from sightline.serve.problems import ProblemError
-from sightline.serve.schemas import Limits
 
 FORM, JSON = "multipart/form-data", "application/json"
 # In a form, several values of these make one list; of any other field there is one.
-LISTS = ("images", "image", "texts", "text")
+LISTS = ("images", "image", "input")
 LINES = ("labels", "templates")
 
 
@@ -70,7 +70,7 @@ def json_fields(body: bytes) -> dict[str, Any]:
 
 async def form_fields(request: Request, limits: Limits) -> dict[str, Any]:
     """Starlette refuses malformed forms with 400 by itself."""
-    most = limits.max_labels + limits.max_texts + limits.max_templates
+    most = limits.max_labels + limits.max_texts + limits.max_templates + limits.max_images
     values: dict[str, list[str | bytes]] = {}
     async with request.form(max_files=limits.max_images, max_fields=most) as form:
         for name, value in form.multi_items():

@@ -9,7 +9,7 @@ Legend: B images, N texts, L labels, D embedding, C channels, H W pixels, S the 
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import sqrt
@@ -23,7 +23,9 @@ from torch import Tensor
 from sightline.models.clip import Clip
 from sightline.models.codec import decode_rgb
 from sightline.models.preprocess import resample, to_CHW
-from sightline.models.segment import segment
+from sightline.models.segment import COMMON_STUFF, Segmentation, segment
+from sightline.models.zeroshot import BACKGROUND
+from sightline.serve.precision import ImageTower
 
 # The towers see at most this many inputs at once; it bounds memory, not answers.
 CHUNK = 64
@@ -44,6 +46,7 @@ class RememberingClip(Clip):
     """
 
     remembered: OrderedDict[LabelKey, Tensor] = field(default_factory=OrderedDict, repr=False, compare=False)
+    counted: Counter[str] = field(default_factory=Counter, repr=False, compare=False)  # hits and misses, in labels
 
     @classmethod
     def of(cls, model: Clip) -> RememberingClip:
@@ -54,6 +57,8 @@ class RememberingClip(Clip):
         templates = tuple(templates or self.templates)
         weights = {label: self.remembered[templates, label] for label in labels if (templates, label) in self.remembered}
         missing = [label for label in dict.fromkeys(labels) if label not in weights]
+        self.counted["hit"] += len(weights)
+        self.counted["miss"] += len(missing)
         # A label makes one prompt per template: chunks hold about CHUNK prompts.
         for some in chunks(missing, max(1, CHUNK // len(templates))):
             weights |= zip(some, super().classifier(some, templates), strict=True)
@@ -68,8 +73,15 @@ class RememberingClip(Clip):
 class Engine:
     """A model that answers for many."""
 
-    def __init__(self, model: Clip) -> None:
+    def __init__(self, model: Clip, tower: ImageTower | None = None) -> None:
         self.model = RememberingClip.of(model)
+        self.tower = tower or ImageTower(model, "float32", 0.0)
+        self.dimension = int(self.embed_texts(["a"]).shape[-1])
+
+    @property
+    def classes(self) -> list[str]:
+        """What the model was trained to tell apart, where that is known."""
+        return [name for name in self.model.classes if name != BACKGROUND]
 
     def rgb(self, data: bytes, max_pixels: int) -> NDArray[np.uint8]:
         """The decoded image [H, W, 3]; safe in any thread.
@@ -89,7 +101,7 @@ class Engine:
 
     def embed_images(self, images: Sequence[Tensor]) -> Tensor:
         """Unit embeddings [B, D] of inputs from `pixels`."""
-        return torch.cat([self.model.embed_images(torch.stack(list(some))) for some in chunks(images)]).cpu()
+        return torch.cat([self.tower.model.embed_images(torch.stack(list(some))) for some in chunks(images)]).cpu()
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit embeddings [N, D]."""
@@ -103,11 +115,20 @@ class Engine:
         """logit scale × cosine [L]."""
         return self.model.logit_scale * (label_LD @ image_D)
 
-    def label_map(self, rgb_HWC: NDArray[np.uint8], labels: Sequence[str]) -> NDArray[np.uint8]:
-        """The label of each pixel uint8 [H, W]: i + 1 for labels[i], 0 for the background.
+    def other_weights(self, labels: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
+        """Zero-shot weights [O, D] of what else may be there: the model's other classes, or what pictures are full of."""
+        others = [name for name in self.classes if name not in labels]
+        return self.label_weights(others or [name for name in COMMON_STUFF if name not in labels], templates)
+
+    def tokens(self, texts: Sequence[str]) -> int:
+        """How many tokens the texts have together, without padding."""
+        return int((self.model.tokenizer(list(texts)) != 0).sum())
+
+    def segmentation(self, rgb_HWC: NDArray[np.uint8], labels: Sequence[str]) -> Segmentation:
+        """Label map and scores at the image's own size.
 
         Where labels × pixels exceed MAX_SCORES the image is segmented at a smaller size, and each pixel takes the
-        nearest one's label.
+        nearest one's label and scores.
 
         Raises:
             ValueError: the image tower cannot be read densely.
@@ -115,8 +136,10 @@ class Engine:
         height, width = rgb_HWC.shape[:2]
         scale = min(1.0, sqrt(MAX_SCORES / (len(labels) * height * width)))
         small_CHW = resample(to_CHW(rgb_HWC), max(1, int(height * scale)), max(1, int(width * scale)))
-        small_HW = segment(self.model, small_CHW.permute(1, 2, 0).numpy(), labels).label_map_HW
-        return small_HW[nearest(height, small_HW.shape[0])[:, None], nearest(width, small_HW.shape[1])]
+        small = segment(self.model, small_CHW.permute(1, 2, 0).numpy(), labels)
+        rows, columns = (nearest(side, part) for side, part in zip((height, width), small.label_map_HW.shape, strict=True))
+        at = rows[:, None], columns
+        return Segmentation(small.label_map_HW[at], small.scores_LHW[:, *at])
 
 
 def nearest(size: int, small: int) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Label maps become palette PNGs: one byte a pixel, its colours in the file, index 0 transparent.
+"""Label maps become palette PNGs: one byte a pixel, its colours in the file, index 0 transparent; or run lengths, as COCO has them.
 
 The first colours are those of Okabe and Ito (2008), which people with any colour vision tell apart; later ones walk around
 the hue circle by the golden angle. A label's colour depends on its place in the list alone.
@@ -35,6 +35,39 @@ def encode(label_map_HW: NDArray[np.uint8], labels: int) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=PNG_LEVEL, transparency=0)
     return file.getvalue()
+
+
+def encode_scores(scores_HW: NDArray[np.float32]) -> bytes:
+    """Scores of one label as a grey PNG: 0 and below is black, 1 is white."""
+    file = io.BytesIO()
+    grey = (scores_HW.clip(0, 1) * 255).round().astype(np.uint8)
+    Image.fromarray(grey).save(file, "PNG", compress_level=PNG_LEVEL)
+    return file.getvalue()
+
+
+def run_lengths(mask_HW: NDArray[np.bool_]) -> list[int]:
+    """Lengths of the runs down the columns, of pixels outside and inside in turn; the first is outside, and may be 0."""
+    pixels = mask_HW.ravel(order="F")
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    lengths = np.diff(np.concatenate([[0], changes, [pixels.size]])).tolist()
+    return [0, *lengths] if pixels.size and pixels[0] else lengths
+
+
+def coco_counts(lengths: list[int]) -> str:
+    """COCO's compressed form of run lengths: each, less the one two before it (from the fourth), in digits of 5 bits and a sign.
+
+    A digit's sixth bit says that more follow; 48 is added to make it a character (`rleToString` of cocoapi's maskApi.c).
+    """
+    characters: list[int] = []
+    for i, length in enumerate(lengths):
+        rest = length - lengths[i - 2] if i > 2 else length
+        more = True
+        while more:
+            digit = rest & 31
+            rest >>= 5
+            more = rest != (-1 if digit & 16 else 0)
+            characters.append((digit | 32 if more else digit) + 48)
+    return bytes(characters).decode("ascii")
 
 
 def pixel_counts(label_map_HW: NDArray[np.uint8], labels: int) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from http import HTTPStatus
+from math import ceil
 from typing import Any
 
 from fastapi import FastAPI
@@ -36,11 +37,12 @@ class ProblemError(Exception):
         status: the HTTP status.
         kind: a few words with hyphens, the last part of the problem's type.
         detail: one sentence that names the remedy.
+        retry_after_s: when asking again is of use, where it is.
     """
 
-    def __init__(self, status: int, kind: str, detail: str) -> None:
+    def __init__(self, status: int, kind: str, detail: str, retry_after_s: float | None = None) -> None:
         super().__init__(detail)
-        self.status, self.kind, self.detail = status, kind, detail
+        self.status, self.kind, self.detail, self.retry_after_s = status, kind, detail, retry_after_s
 
     @property
     def document(self) -> Problem:
@@ -54,7 +56,15 @@ class ProblemError(Exception):
 
 def respond(problem: ProblemError, headers: dict[str, str] | None = None) -> JSONResponse:
     body = problem.document.model_dump()
+    headers = dict(headers or {})
+    if problem.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, ceil(problem.retry_after_s)))
     return JSONResponse(body, problem.status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def invalid(errors: Sequence[Any]) -> ProblemError:
+    """pydantic's errors as one problem."""
+    return ProblemError(422, "invalid-field", sentence(errors))
 
 
 def sentence(errors: Sequence[Any]) -> str:
@@ -81,12 +91,12 @@ def install(app: FastAPI) -> None:
         return respond(error)
 
     @app.exception_handler(ValidationError)
-    async def invalid(request: Request, error: ValidationError) -> JSONResponse:
-        return respond(ProblemError(422, "invalid-field", sentence(error.errors())))
+    async def invalid_body(request: Request, error: ValidationError) -> JSONResponse:
+        return respond(invalid(error.errors()))
 
     @app.exception_handler(RequestValidationError)
     async def invalid_parameter(request: Request, error: RequestValidationError) -> JSONResponse:
-        return respond(ProblemError(422, "invalid-field", sentence(error.errors())))
+        return respond(invalid(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def framework(request: Request, error: HTTPException) -> JSONResponse:

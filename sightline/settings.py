@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 
 def debug() -> bool:
@@ -18,3 +19,9 @@ def ray_address() -> str | None:
 def torchrun_rank() -> int:
     """RANK, as torchrun sets it for the processes that it starts; 0 for a process of its own."""
     return int(os.environ.get("RANK") or 0)
+
+
+def default(settings: Mapping[str, str]) -> None:
+    """Set variables for libraries that read them, and for the processes that this one starts; what is set already stays."""
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)

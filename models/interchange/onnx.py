@@ -70,8 +70,8 @@ def write(config: ModelConfig, towers: Towers, folder: Path) -> None:
     pixels = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     tokens = torch.zeros(2, config.context_length, dtype=torch.int64)
     tokens[:, 0], tokens[:, 1] = START, END
-    _trace(ImageEncoder(towers.visual, config.preprocess), pixels, "pixels", folder / "image.onnx")
-    _trace(TextEncoder(towers.text), tokens, "tokens", folder / "text.onnx")
+    trace(ImageEncoder(towers.visual, config.preprocess), pixels, "pixels", folder / "image.onnx")
+    trace(TextEncoder(towers.text), tokens, "tokens", folder / "text.onnx")
     (folder / "preprocess.json").write_text(json.dumps(_described(config, towers), indent=1) + "\n")
     tokenizer = build(config.tokenizer, "onnx")
     tokenizer.enable_truncation(config.context_length)
@@ -89,7 +89,7 @@ def embed(config: ModelConfig, folder: Path, image_BCHW: Tensor, tokens_NT: Tens
     return found[0], found[1]
 
 
-def _trace(encoder: nn.Module, example: Tensor, name: str, path: Path) -> None:
+def trace(encoder: nn.Module, example: Tensor, name: str, path: Path) -> None:
     """Write one graph, with the batch size left open."""
     loggers = [logging.getLogger(package) for package in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from sightline.models.unknown import SCORES, knownness, threshold_for
+from sightline.models.unknown import RULES, fit, threshold_for
 from sightline.pipelines.evaluate.metrics import topk_accuracy
 
 
@@ -44,8 +44,8 @@ def open_set(
         "unknown_rows": int((~is_known_N).sum()),
         "top1_known": topk_accuracy(logits_NL[is_known_N], place_of[is_known_N], 1),
     }
-    for score in SCORES:
-        known_N = knownness(logits_NL, score)
+    for score in RULES:
+        known_N = fit(logits_NL, score)
         found[f"auroc by {score}"] = float(roc_auc_score(is_known_N.numpy(), known_N.double().numpy()))
         passed_N = known_N[~is_known_N] >= threshold_for(known_N[is_known_N])
         found[f"fpr@95 by {score}"] = float(passed_N.double().mean())

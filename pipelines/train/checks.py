@@ -89,7 +89,12 @@ def check_pairs(spec: RunSpec, objective: Contrastive | Prediction) -> None:
     Raises:
         ValueError: with what to give instead.
     """
-    if spec.model.is_classifier or spec.model.classes or spec.model.dense or spec.model.is_predictor != isinstance(objective, Prediction):
+    if (
+        spec.model.is_classifier
+        or spec.model.classes
+        or spec.model.dense
+        or spec.model.is_predictor != isinstance(objective, Prediction)
+    ):
         raise ValueError(
             f"a {objective.kind} objective does not go with this model.text, model.classes or model.dense; take a recipe such as "
             "clip_small (contrastive) or captions_small (prediction)"

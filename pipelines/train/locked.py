@@ -125,7 +125,10 @@ def features(
 
     Its pooled features [F]; for a dense head its taps [1, C, h, w], or with the mirrored image's [2, C, h, w].
     """
-    weights, dense = config.pretrained_image_sha256 or config.pretrained_sha256, f"/{config.dense}/{mirrored}" if config.dense else ""
+    weights, dense = (
+        config.pretrained_image_sha256 or config.pretrained_sha256,
+        f"/{config.dense}/{mirrored}" if config.dense else "",
+    )
     name = hashlib.sha256(f"{corpus.root}/{weights}/{config.preprocess}/{config.vision}{dense}".encode()).hexdigest()[:12]
     path = run_dir / f"features-{name}.safetensors"
 

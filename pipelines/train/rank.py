@@ -35,7 +35,7 @@ from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.feed import ledger
 from sightline.pipelines.feed.inline import Batch, InlineFeed, Loader, feature_loader, pixel_loader
 from sightline.pipelines.feed.labels import Labelled, places
-from sightline.pipelines.feed.masks import Masked, MaskClasses
+from sightline.pipelines.feed.masks import MaskClasses, Masked
 from sightline.pipelines.train import locked
 from sightline.pipelines.train.checkpoints import Checkpoints, State, write_atomically
 from sightline.pipelines.train.clock import Clock

@@ -20,13 +20,15 @@ from sightline.cli.demo import demo
 from sightline.cli.evaluate import evaluate
 from sightline.cli.export import export
 from sightline.cli.ingest import ingest
+from sightline.cli.key import key
+from sightline.cli.rollout import rollout
 from sightline.cli.sample import sample
 from sightline.cli.serve import serve
 from sightline.cli.submit import submit
 from sightline.cli.train import train
 from sightline.cli.verify import verify
 
-VERBS: tuple[Callable[..., None], ...] = (sample, ingest, train, verify, evaluate, export, serve, submit, demo)
+VERBS: tuple[Callable[..., None], ...] = (sample, ingest, train, verify, evaluate, export, serve, rollout, key, submit, demo)
 # What a person can mend with another argument, another file or another package. The rest is ours and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ModuleNotFoundError)
 

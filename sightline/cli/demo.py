@@ -34,24 +34,28 @@ def demo(
       sightline demo
       sightline demo /tmp/tiny --train 400 --test 80 --steps 20 --json
     """
-    from sightline.cli import main_job
-    from sightline.cli.serve import until_interrupted, welcome
-    from sightline.infra.session import ray_session
-    from sightline.models.load import load_model
-    from sightline.serve import app
-    from sightline.serve.client import readable, smoke
+    from sightline.cli.serve import front_door, until_interrupted, welcome
+    from sightline.serve.front_door import check_port
 
-    sizes = main_job.Demo(folder, train, test, steps, workers)
-    app.check_port(host, port)
-    with ray_session(settings.ray_address(), num_cpus=max(2, workers), debug=settings.debug()):
-        outcome = main_job.build(sizes)
-        main_job.stage("serve", "the artifact behind three endpoints")
-        with app.serving(app.Options(model=str(outcome.artifact)), host, port, own_ray=settings.ray_address() is None) as url:
-            image, labels = main_job.example(sizes)
-            answers = smoke(url, image, labels)
-            main_job.show(outcome, answers, {name: readable(answer) for name, answer in answers.items()}, json)
-            if sys.stdout.isatty() and not json:
-                model = load_model(str(outcome.artifact))
-                log.print(welcome(url, model.name, model.revision), highlight=False)
-                log.print("serving until Ctrl-C")
-                until_interrupted()
+    check_port(host, port)
+    own_ray = settings.ray_address() is None
+    with front_door(own_ray):
+        from sightline.cli import main_job
+        from sightline.infra.session import ray_session
+        from sightline.models.load import load_model
+        from sightline.serve import app
+        from sightline.serve.client import readable, smoke
+
+        sizes = main_job.Demo(folder, train, test, steps, workers)
+        with ray_session(settings.ray_address(), num_cpus=max(2, workers), debug=settings.debug()):
+            outcome = main_job.build(sizes)
+            main_job.stage("serve", "the artifact behind three endpoints")
+            with app.serving(app.Options(model=str(outcome.artifact)), host, port, own_ray=own_ray) as url:
+                image, labels = main_job.example(sizes)
+                answers = smoke(url, image, labels)
+                main_job.show(outcome, answers, {name: readable(answer) for name, answer in answers.items()}, json)
+                if sys.stdout.isatty() and not json:
+                    model = load_model(str(outcome.artifact))
+                    log.print(welcome(url, model.name, model.revision, app.ray_address()), highlight=False)
+                    log.print("serving until Ctrl-C")
+                    until_interrupted()

@@ -172,6 +172,6 @@ def show(outcome: Outcome, answers: dict[str, object], readable: dict[str, str],
         "seconds": outcome.seconds,
         "answers": answers,
     }
-    shown = [escape(f"POST /{name}\n{answer}\n") for name, answer in readable.items()]
+    shown = [escape(f"POST /v1/{name}\n{answer}\n") for name, answer in readable.items()]
     times = rows(("stage", "seconds"), [(name, f"{value:.1f}") for name, value in outcome.seconds.items()])
     emit(result, as_json, *shown, scores_table(outcome.evaluation), times, f"picture: {outcome.picture}")

@@ -27,7 +27,7 @@ def test_the_demo_ends_with_a_table_a_picture_and_answers(cli: CommandLine, cli_
     folder = tmp_path / "demo"
     assert result["metrics"]["zero_shot_classes"] == 60
     assert {"top1_seen", "top1_held_out", "image_to_text_recall@10", "foreground_iou"} <= result["metrics"].keys()
-    assert set(result["answers"]) == {"classify", "segment", "embed"}
+    assert set(result["answers"]) == {"classify", "segment", "embeddings"}
     revision = result["answers"]["classify"]["revision"]
     described = json.loads((Path(result["artifact"]) / "artifact.json").read_text())
     assert revision == described["files"]["weights.safetensors"]

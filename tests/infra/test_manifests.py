@@ -225,3 +225,15 @@ def test_the_data_is_where_the_volume_is_mounted() -> None:
     for name in MANIFESTS:
         for pod in pods(read(name))[: -1 if "job" in name else None]:  # the submitter touches no data
             assert "/data" in [mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]]
+
+
+def test_haproxy_repeats_on_a_cluster_what_it_repeats_on_one_machine() -> None:
+    from sightline.serve.front_door import settings
+
+    for group in [cluster(read("rayservice.yaml"))["headGroupSpec"], *cluster(read("rayservice.yaml"))["workerGroupSpecs"]]:
+        [container] = group["template"]["spec"]["containers"]
+        given = {variable["name"]: variable["value"] for variable in container["env"]}
+        drain = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"  # load balancers of a cluster take longer to hear of it
+        assert given["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+        assert {name: given[name] for name in settings() if name != drain} == {k: v for k, v in settings().items() if k != drain}
+        assert float(given[drain]) >= float(settings()[drain])

@@ -14,7 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sightline.models import artifact as artifacts
+from sightline.models import golden
+from sightline.models.codec import decode_rgb
 from sightline.models.load import load_model
+from sightline.models.text import Tokenizer
 from tests.models.conftest import CONV, VIT, random_towers
 
 
@@ -65,6 +68,54 @@ def test_another_preprocessing_fails_the_golden_embeddings(copied: Path) -> None
     path.write_text(json.dumps(fields))
     with pytest.raises(ValueError, match="golden embeddings differ"):
         load_model(str(copied))
+
+
+def test_another_way_to_resize_is_named_as_preprocessing(copied: Path) -> None:
+    path = copied / artifacts.DESCRIPTION
+    fields = json.loads(path.read_text())
+    fields["model"]["preprocess"]["resize"] = "squash"
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="the preprocessing differs: its pixels are off by"):
+        load_model(str(copied))
+
+
+def test_another_decoder_is_named(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(golden, "decode_rgb", lambda data: decode_rgb(data)[::-1].copy())
+    with pytest.raises(ValueError, match="the image decoder differs"):
+        load_model(str(artifact))
+
+
+def test_another_tokenizer_is_named(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = artifacts.get_tokenizer
+
+    def other(name: str, context_length: int) -> Tokenizer:
+        tokenizer = original(name, context_length)
+        return lambda texts: tokenizer([text + " indeed" for text in texts])
+
+    monkeypatch.setattr(artifacts, "get_tokenizer", other)
+    with pytest.raises(ValueError, match="the tokenizer differs"):
+        load_model(str(artifact))
+
+
+def test_another_library_is_named(copied: Path) -> None:
+    path = copied / artifacts.DESCRIPTION
+    fields = json.loads(path.read_text())
+    fields["provenance"]["versions"] = {"torch": "2.0.0", "python": "3.8.0"}
+    path.write_text(json.dumps(fields))
+    load_model(str(copied))  # a version alone is no difference
+    kept = load_file(copied / artifacts.GOLDEN)
+    save_file(kept | {"text_embeddings": kept["text_embeddings"].flip(1).contiguous()}, copied / artifacts.GOLDEN)
+    rehash(copied)
+    with pytest.raises(ValueError, match=r"text_embeddings .* a library differs: torch .* \(trained with 2.0.0\)"):
+        load_model(str(copied))
+
+
+def test_an_artifact_of_before_the_inputs_were_kept_still_loads(copied: Path) -> None:
+    kept = load_file(copied / artifacts.GOLDEN)
+    names = ("images", "tokens", "image_embeddings", "text_embeddings")
+    save_file({name: kept[name] for name in names}, copied / artifacts.GOLDEN)
+    rehash(copied)
+    load_model(str(copied))
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"format": "sightline-artifact/99"}', '{"format": "sightline-artifact/1"}'])

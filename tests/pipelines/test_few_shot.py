@@ -11,7 +11,7 @@ import torch
 
 from sightline.cli.curve import draw_curve
 from sightline.models.load import load_model
-from sightline.models.unknown import SCORES, knownness, threshold_for
+from sightline.models.unknown import RULES, fit, threshold_for
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.evaluate.few_shot import Point, curve, probe
 from sightline.pipelines.evaluate.open_set import open_set
@@ -49,12 +49,12 @@ def test_scores_of_the_unknown_are_their_formulas() -> None:
     logits = torch.tensor([[2.0, 0.0, 1.0], [0.1, 0.2, 0.0]])
     e = np.exp(logits.numpy())
     want = {"logit": [2.0, 0.2], "probability": (e / e.sum(1, keepdims=True)).max(1), "energy": np.log(e.sum(1))}
-    for score in SCORES:
-        np.testing.assert_allclose(knownness(logits, score).numpy(), want[score], rtol=1e-6)
+    for score in RULES:
+        np.testing.assert_allclose(fit(logits, score).numpy(), want[score], rtol=1e-6)
     with pytest.raises(ValueError, match="choose logit, probability, energy"):
-        knownness(logits, "entropy")  # type: ignore[arg-type]
+        fit(logits, "entropy")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="single label is always 1"):
-        knownness(logits[:, :1], "probability")
+        fit(logits[:, :1], "probability")
 
 
 def test_a_threshold_keeps_the_share_that_it_should() -> None:

@@ -18,9 +18,9 @@ from starlette.testclient import TestClient
 
 from sightline.models.clip import Clip
 from sightline.models.load import load_model
-from sightline.serve.engine import Engine
 from sightline.serve.http import build
-from sightline.serve.schemas import Limits
+from sightline.serve.limits import Limits
+from sightline.serve.served import Served
 from sightline.serve.service import Service
 
 SIZE = 64
@@ -33,7 +33,15 @@ CONFIG = {
     "preprocess_cfg": {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic"},
 }
 # Small enough to be reached by a test.
-LIMITS = Limits(max_body_bytes=400_000, max_image_bytes=200_000, max_pixels=250_000, max_labels=20, max_prompts=40)
+LIMITS = Limits(
+    max_body_bytes=400_000,
+    max_image_bytes=200_000,
+    max_pixels=250_000,
+    max_labels=20,
+    max_prompts=40,
+    max_images=6,
+    max_score_maps=8,
+)
 
 
 @pytest.fixture(scope="session")
@@ -56,15 +64,20 @@ def model(model_folder: Path) -> Clip:
     return load_model(str(model_folder))
 
 
-@pytest.fixture
-def engine(model: Clip) -> Engine:
-    return Engine(model)
+@pytest.fixture(scope="session")
+def served(model: Clip) -> Served:
+    return Served.of(model)
 
 
 @pytest.fixture
-def client(engine: Engine) -> Iterator[TestClient]:
+def service(model: Clip) -> Service:
+    return Service(Served.of(model), LIMITS)
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[TestClient]:
     """The app as a client sees it; our own failures come back as responses."""
-    with TestClient(build(Service(engine, LIMITS)), raise_server_exceptions=False) as client:
+    with TestClient(build(service), raise_server_exceptions=False) as client:
         yield client
 
 

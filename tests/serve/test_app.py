@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +13,12 @@ from typing import Any
 import httpx
 import pytest
 import ray
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 from ray import serve
 
 from sightline.models.clip import Clip
-from sightline.serve import app, example
+from sightline.serve import app, client, example, front_door
 from sightline.serve.client import readable, smoke
 from tests.serve.conftest import encoded, free_port, picture
 
@@ -25,35 +27,54 @@ LABELS = ["a cat", "a dog", "snow"]
 
 @pytest.fixture(scope="module")
 def url(ray_local: None, model_folder: Path) -> Iterator[str]:
-    with app.serving(app.Options(model=str(model_folder), batch_wait_s=0.05), port=free_port()) as url:
+    options = app.Options(model=str(model_folder), batch_wait_s=0.05, precision="float32", min_replicas=2, max_replicas=2, cpus=0.5)
+    with app.serving(options, port=free_port()) as url:
         yield url
     assert ray.is_initialized()
     assert not serve.status().applications
+    assert app.GcsBoard().names("") == []
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)
 
 
 def classify(url: str, data: bytes) -> Any:
-    response = httpx.post(f"{url}/classify", files={"image": data}, data={"labels": LABELS}, timeout=60)
+    response = httpx.post(f"{url}/v1/classify", files={"image": data}, data={"labels": LABELS}, timeout=60)
     assert response.status_code == 200, response.text
-    return {prediction["label"]: prediction["score"] for prediction in response.json()["predictions"]}
+    return {prediction["label"]: prediction["score"] for prediction in response.json()["results"][0]["predictions"]}
 
 
-def batch_sizes() -> Counter[int]:
-    return Counter(serve.get_app_handle(app.APP).batch_sizes.remote().result(timeout_s=30))
+def batches(url: str) -> tuple[float, float]:
+    """Images that passed the tower, and in how many batches, over all replicas, once these have published it."""
+    found: Counter[str] = Counter()
+    for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text):
+        for sample in family.samples:
+            found[sample.name] += sample.value
+    return found["sightline_batch_size_sum"], found["sightline_batch_size_count"]
 
 
 def test_concurrent_answers_equal_single_ones_and_share_batches(url: str) -> None:
     images = [encoded(picture(seed=seed)) for seed in range(24)]
-    before = batch_sizes()
     single = [classify(url, image) for image in images]
     with ThreadPoolExecutor(12) as clients:
         concurrent = list(clients.map(lambda image: classify(url, image), images))
     for one, other in zip(single, concurrent, strict=True):
         assert other == pytest.approx(one, abs=1e-5)
-    sizes = batch_sizes() - before
-    assert sum(size * count for size, count in sizes.items()) == 2 * len(images)
-    assert max(sizes) > 1
+    deadline = time.monotonic() + 10  # each replica publishes every two seconds
+    while batches(url)[0] != 2 * len(images):
+        assert time.monotonic() < deadline, batches(url)
+        time.sleep(0.1)
+    assert batches(url)[1] < 2 * len(images)
+
+
+def test_what_one_replica_is_told_all_know(url: str) -> None:
+    assert httpx.put(f"{url}/v1/labels/pets", json={"labels": LABELS}).status_code == 201
+    image = {"image": example.data_url(), "label_set": "pets"}
+    replicas = set()
+    for _ in range(20):
+        assert httpx.post(f"{url}/v1/classify", json=image, timeout=60).status_code == 200
+        replicas.add(httpx.get(f"{url}/readyz").json()["replica"])
+    assert len(replicas) == 2
+    assert httpx.delete(f"{url}/v1/labels/pets").status_code == 204
 
 
 def test_a_broken_image_fails_alone(url: str) -> None:
@@ -61,7 +82,7 @@ def test_a_broken_image_fails_alone(url: str) -> None:
     with ThreadPoolExecutor(8) as clients:
         answers = list(
             clients.map(
-                lambda data: httpx.post(f"{url}/classify", files={"image": data}, data={"labels": LABELS}, timeout=60),
+                lambda data: httpx.post(f"{url}/v1/classify", files={"image": data}, data={"labels": LABELS}, timeout=60),
                 [good, bad] * 8,
             )
         )
@@ -70,21 +91,22 @@ def test_a_broken_image_fails_alone(url: str) -> None:
 
 def test_every_endpoint_answers_with_the_model_that_was_asked_for(url: str, model: Clip) -> None:
     answers = smoke(url, example.jpeg(), example.LABELS)
-    assert answers.keys() == {"classify", "segment", "embed"}
+    assert answers.keys() == {"classify", "segment", "embeddings"}
     assert {answer["revision"] for answer in answers.values()} == {model.revision}
     assert "characters" in readable(answers) and len(readable(answers)) < 4_000
 
 
-def test_a_refusal_reaches_the_client_as_a_sentence(url: str) -> None:
+def test_a_refusal_reaches_the_client_as_a_sentence(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"400 image: .*send a whole JPEG"):
         smoke(url, b"no image", LABELS)
+    monkeypatch.setattr(client, "RETRY_S", 0.0)
     with pytest.raises(ConnectionError, match="does not answer"):
         smoke(f"http://127.0.0.1:{free_port()}", b"", LABELS)
 
 
 def test_a_chunked_body_is_cut_through_the_proxy_too(url: str) -> None:
     endless = (bytes(100_000) for _ in range(1_000))
-    response = httpx.post(f"{url}/classify", content=endless, headers={"Content-Type": "application/json"}, timeout=60)
+    response = httpx.post(f"{url}/v1/classify", content=endless, headers={"Content-Type": "application/json"}, timeout=60)
     assert response.status_code == 413
     assert response.json()["type"].endswith("body-too-large")
 
@@ -100,7 +122,7 @@ def test_a_port_in_use_is_named_before_anything_starts() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use; choose another"):
-            app.check_port("127.0.0.1", port)
+            front_door.check_port("127.0.0.1", port)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,11 @@ from tests.serve.conftest import encoded, picture
 LABELS = ["a cat", "a dog", "snow"]
 
 
+@pytest.fixture
+def engine(model: Clip) -> Engine:
+    return Engine(model)
+
+
 def pixels(engine: Engine, seed: int) -> Tensor:
     return engine.pixels(encoded(picture(seed=seed)), 1_000_000)
 
@@ -71,7 +76,9 @@ def test_the_labels_asked_for_last_are_kept(engine: Engine, monkeypatch: pytest.
 
 def test_a_mask_is_that_of_the_model(engine: Engine, model: Clip) -> None:
     rgb_HWC = np.array(picture(70, 50))
-    np.testing.assert_array_equal(engine.label_map(rgb_HWC, LABELS), segment(model, rgb_HWC, LABELS).label_map_HW)
+    got, want = engine.segmentation(rgb_HWC, LABELS), segment(model, rgb_HWC, LABELS)
+    np.testing.assert_array_equal(got.label_map_HW, want.label_map_HW)
+    np.testing.assert_allclose(got.scores_LHW, want.scores_LHW, atol=1e-4)
 
 
 def test_a_large_image_is_segmented_smaller_and_answered_at_its_own_size(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +92,8 @@ def test_a_large_image_is_segmented_smaller_and_answered_at_its_own_size(engine:
 
     monkeypatch.setattr(engine_module, "segment", watched)
     monkeypatch.setattr(engine_module, "MAX_SCORES", 30_000)
-    label_map_HW = engine.label_map(rgb_HWC, LABELS)
+    found = engine.segmentation(rgb_HWC, LABELS)
     assert 25_000 < len(LABELS) * small[0].size <= 30_000
     enlarged = Image.fromarray(small[0]).resize((301, 203), Image.Resampling.NEAREST)
-    np.testing.assert_array_equal(label_map_HW, np.asarray(enlarged))
+    np.testing.assert_array_equal(found.label_map_HW, np.asarray(enlarged))
+    assert found.scores_LHW.shape == (len(LABELS), 203, 301)
