@@ -6,6 +6,7 @@ is scikit-learn's logistic regression on unit vectors, with one C for all.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -50,7 +51,9 @@ def probe(
     """
     if len(np.unique(train_N)) < 2:
         raise ValueError("a linear probe needs training rows of at least two classes")
-    fitted = LogisticRegression(C=INVERSE_REGULARISATION, max_iter=2_000).fit(train_ND, train_N)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes")  # of one or two examples a class that is so
+        fitted = LogisticRegression(C=INVERSE_REGULARISATION, max_iter=2_000).fit(train_ND, train_N)
     return float(fitted.score(test_ND, test_N))
 
 

@@ -58,7 +58,7 @@ def lseg_scenes() -> RunSpec:
         objective=Segmentation(background_weight=0.2, word_groups=(COLOURS, DIGITS), word_weight=1.0),
         data=DataConfig(split="train", augment=Augment(shift=3)),
         optim=OptimConfig(lr=3e-3, warmup_steps=30),
-        steps=700,
+        steps=400,
         global_batch=32,
     )
 
