@@ -48,7 +48,7 @@ def inputs(preprocess: Preprocess, texts: Sequence[str]) -> dict[str, Tensor]:
     return {
         FILE: as_tensor(file),
         RGB: torch.from_numpy(rgb_HWC.copy()),
-        PIXELS: preprocess.pixels(rgb_HWC),
+        PIXELS: preprocess.pixels(rgb_HWC).contiguous(),
         TEXTS: as_tensor(json.dumps(list(texts)).encode()),
     }
 
