@@ -157,7 +157,7 @@ def server(way: str, model: Path, tiny: Path, folder: Path) -> Iterator[tuple[st
     try:
         yield url, ask
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        process.terminate()  # not its group: Ray's own processes are needed for a good end
         try:
             process.wait(60)
         except subprocess.TimeoutExpired:

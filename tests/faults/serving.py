@@ -163,7 +163,7 @@ def running(model: Path, environment: Mapping[str, str], *options: object) -> It
         yield Running(process, ready["url"], ready["ray"], environment)
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
+            process.terminate()  # not its group: Ray's own processes are needed for a good end
             try:
                 process.wait(ENDS_WITHIN_S)
             except subprocess.TimeoutExpired:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,7 +42,7 @@ def test_kills_a_rollout_and_the_end_cost_no_request(pair: tuple[Path, Path], cl
         with ThreadPoolExecutor(4) as pool:
             asked = [pool.submit(ask, number) for number in range(4)]
             wait_until(lambda: 'path="/v1/embeddings"' in httpx.get(f"{service.url}/metrics").text or asked[0].done())
-            os.killpg(service.process.pid, signal.SIGTERM)
+            service.process.terminate()
             assert [one.result().status_code for one in asked] == [200] * 4
         assert service.process.wait(90) == 0
         with pytest.raises(httpx.ConnectError):
