@@ -40,7 +40,7 @@ def cases(served: Served, mode: GenerationMode, of_each: int, **settled: Any) ->
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_nothing_that_is_sent_breaks_the_service(served: Served, mode: GenerationMode) -> None:
-    assert cases(served, mode, 12, derandomize=True) > 50
+    assert cases(served, mode, 12, derandomize=True) > 40  # four operations have a body that can be wrong
 
 
 @pytest.mark.campaign
