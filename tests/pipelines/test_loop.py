@@ -127,7 +127,7 @@ def refused(spec: RunSpec, launch: Launch) -> str:
 
 def test_a_model_that_cannot_fit_is_refused_before_its_weights_are_made(digits: Corpus, tmp_path: Path) -> None:
     spec = spec_for(digits)
-    vast = replace(spec, model=replace(spec.model, vision={**spec.model.vision, "width": 2**20}))
+    vast = replace(spec, model=replace(spec.model, text={**spec.model.text, "width": 2**24}))
     (message,) = on_ranks(1, tmp_path / "r", refused, vast, Launch(tmp_path / "run"))
     assert "do not fit 1 worker of" in message and "or a smaller model" in message
 
