@@ -132,7 +132,7 @@ def read_ahead(items: Iterable[tuple[int, Item]], read: Read) -> Iterator[Work]:
             ahead.append((plan_row, item, Begun(begun) if begun else read))
         yield from ahead
     finally:
-        # Without waiting: it may be the garbage collector that comes by here, in the very thread that the reads wait for (fsspec's).
+        # Without waiting: the garbage collector may come by here in the very thread that the reads wait for (fsspec's).
         pool.shutdown(wait=False, cancel_futures=True)
 
 
