@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from threading import Thread
@@ -33,20 +32,11 @@ from sightline.pipelines.ingest.watchdog import ITEM_LIMIT_S, watchdog
 FAST_ATTEMPTS = 2
 MAX_ATTEMPTS = 6
 READ, AHEAD_BYTES = 8, 64 * 2**20  # of a source on a network: items that are read at a time, and a bound on their bytes
-Turn = AbstractContextManager[object]
-ALONE: Turn = nullcontext()
 Work = tuple[int, Item, Read] | Rejected  # the position in the plan, the item, what reads its bytes
 
 
-def build_shard(
-    store: Store, plan: Plan, source: Source, index: int, downloads: Downloads | None = None, turn: Turn = ALONE
-) -> ShardRecord:
-    """Write one shard of a plan and its done record.
-
-    Args:
-        store, plan, source, index: whereto, what, from where, and which one.
-        downloads: for sources whose images are URLs.
-        turn: held while rows are made, and no longer while the shard's files are hashed and flushed.
+def build_shard(store: Store, plan: Plan, source: Source, index: int, downloads: Downloads | None = None) -> ShardRecord:
+    """Write one shard of a plan and its done record; `downloads` for sources whose images are URLs.
 
     Raises:
         RuntimeError: the shard was begun too often.
@@ -72,13 +62,7 @@ def build_shard(
     how = Conversion(
         plan.config["max_pixels"], Resize.from_config(plan.config["resize"]), read_tombstones(store, plan.config.get("tombstones"))
     )
-    with closing(in_turn((directly if fast else isolated)(work, how), turn)) as outcomes:  # whatever fails, the turn is given on
-        return write_shard(store, plan.plan_id, index, outcomes, answers)
-
-
-def in_turn(outcomes: Iterator[Row | Rejected], turn: Turn) -> Generator[Row | Rejected, None, None]:
-    with turn:
-        yield from outcomes
+    return write_shard(store, plan.plan_id, index, (directly if fast else isolated)(work, how), answers)
 
 
 @dataclass(frozen=True)

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from errno import EMFILE, ENOSPC
 from pathlib import Path
-from threading import Barrier, Event, Lock
+from threading import Barrier, Lock
 from typing import Any
 
 import pytest
 
-from sightline.pipelines.corpus import shards
 from sightline.pipelines.corpus.forget import Tombstones
 from sightline.pipelines.corpus.plan import read_chunk
 from sightline.pipelines.corpus.schema import Rejected, Row
 from sightline.pipelines.corpus.shards import done_records
-from sightline.pipelines.corpus.store import LocalStore
 from sightline.pipelines.ingest import build
 from sightline.pipelines.ingest.prepare import Prepared, prepare
 from sightline.pipelines.ingest.report import IngestOptions
@@ -105,49 +102,6 @@ def test_large_files_and_containers_are_read_one_by_one(prepared: Prepared, why:
     items = [(i, alone(replace(item, mask=None))) for i, item in items_of(prepared)]
     assert len(list(build.directly(build.read_ahead(items, read), KEEP))) == len(items) == 55
     assert reading.most == 1
-
-
-def test_while_one_shard_is_flushed_the_next_is_read_and_never_two_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = digits_source(tmp_path / "source", 40, 5, 10)
-    prepared = prepare(source, tmp_path / "corpus", IngestOptions(shard_rows=28))
-    reading, flushing, next_read, publish = Most(), Event(), Event(), LocalStore.publish
-    done: list[str] = []
-    side_by_side: list[bool] = []
-
-    def read(reference: str) -> bytes:
-        with reading:
-            if len(done) >= 28:  # of the second shard
-                flushing.wait(10)
-                next_read.set()
-            done.append(reference)
-            return prepared.source.read(reference)
-
-    def slow(store: LocalStore, temporary: Path, name: str) -> None:
-        if name.startswith("data/") and not flushing.is_set():
-            flushing.set()
-            side_by_side.append(next_read.wait(10))
-        publish(store, temporary, name)
-
-    monkeypatch.setattr(LocalStore, "publish", slow)
-    turn, place = Lock(), (prepared.store, prepared.plan, SourceOf(read))
-    with ThreadPoolExecutor(2) as pool:
-        records = [*pool.map(lambda index: build.build_shard(*place, index, None, turn), range(2))]  # type: ignore[arg-type]
-    assert sorted(record.rows for record in records) == [27, 28]
-    assert side_by_side == [True] and reading.most == 1
-
-
-def test_a_shard_that_cannot_be_written_gives_its_turn_on(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(rows: Iterator[Row]) -> Iterator[list[Row]]:
-        yield [next(rows)]
-        raise OSError(ENOSPC, os.strerror(ENOSPC))
-
-    monkeypatch.setattr(shards, "batches", full)
-    turn = Lock()
-    with pytest.raises(OSError, match="No space left") as failure:  # it keeps the frames alive, and with them the rows to come
-        build.build_shard(prepared.store, prepared.plan, prepared.source, 0, turn=turn)
-    assert failure.value.errno == ENOSPC and not turn.locked()
 
 
 @pytest.mark.parametrize("number", [ENOSPC, EMFILE])
