@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## the main job, from images and captions to a served model (8 minutes on two cores)
+demo: $(STAMP) ## the main job, from images and captions to a served model (6 minutes on two cores)
 	$(BIN)/sightline demo
 
 test: $(STAMP) ## all tests (14 minutes on two cores)
