@@ -71,6 +71,7 @@ def test_as_a_process_it_is_one_line_too(arguments: tuple[str, ...], cli: Comman
     assert done.stderr.startswith(f"sightline {arguments[0]}: ") and not list(tmp_path.iterdir())
 
 
+@pytest.mark.campaign
 def test_more_workers_than_pairs_in_a_batch(cli: CommandLine, tmp_path: Path, corpus: Path) -> None:
     done = cli("train", "clip_demo", f"corpus={corpus}", "global_batch=1", "--workers", "2")
     assert done.returncode == 2 and "Traceback" not in done.stderr

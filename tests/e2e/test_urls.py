@@ -78,6 +78,7 @@ def test_urls_become_rows_or_reasons_and_are_retried(site: tuple[Path, str], cli
     assert (result["seen"], result["kept"], result["errors"]) == (15, 13, 2)
 
 
+@pytest.mark.campaign
 def test_this_machine_is_no_public_address(site: tuple[Path, str], cli: CommandLine, tmp_path: Path) -> None:
     folder, address = site
     (folder / "0.png").write_bytes(png(0))

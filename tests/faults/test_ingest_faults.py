@@ -29,14 +29,14 @@ from tests.faults.kills import DEADLINE_S, VICTIMS, kill_and_finish, wait_for
 
 
 def pictures(folder: Path, count: int, side: int = 16) -> Path:
-    """Two class folders of noise."""
-    noise = np.random.default_rng(0)
+    """Two class folders of noise; files differ by a comment, for drawing and encoding so many would take longer than the test."""
+    noise, drawn = np.random.default_rng(0), io.BytesIO()
+    Image.fromarray(noise.integers(0, 256, (side, side, 3), np.uint8)).save(drawn, "JPEG")
+    data = drawn.getvalue()
     for i in range(count):
         path = folder / ("cat", "dog")[i % 2] / f"{i:04d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        Image.fromarray(noise.integers(0, 256, (side, side, 3), np.uint8)).save(buffer, "JPEG")
-        path.write_bytes(buffer.getvalue())
+        path.write_bytes(data[:2] + b"\xff\xfe\x00\x04" + i.to_bytes(2, "big") + data[2:])  # start of image, comment, the rest
     return folder
 
 

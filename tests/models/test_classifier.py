@@ -80,7 +80,9 @@ def sharded_gradients(at_once: int | None) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-@pytest.mark.parametrize(("world", "at_once"), [(1, None), (2, None), (3, None), (2, 2)])
+@pytest.mark.parametrize(
+    ("world", "at_once"), [(1, None), (2, 2), *(pytest.param(world, None, marks=pytest.mark.campaign) for world in (2, 3))]
+)
 def test_gradients_are_those_of_one_plain_loop(world: int, at_once: int | None, tmp_path: Path) -> None:
     """Three workers have unequally many of the eight rows."""
     per_rank = on_ranks(world, tmp_path, sharded_gradients, at_once)

@@ -38,7 +38,9 @@ def transformers() -> Any:
     return pytest.importorskip("transformers", reason=HF)
 
 
-@pytest.mark.parametrize("config", [VIT, CONV, CONVNEXT], ids=["vit", "bag_of_words", "convnext"])
+@pytest.mark.parametrize(
+    "config", [VIT, CONV, pytest.param(CONVNEXT, marks=pytest.mark.campaign)], ids=["vit", "bag_of_words", "convnext"]
+)
 def test_onnx_gives_the_same_embeddings_at_any_batch_size(config: ModelConfig, tmp_path: Path, onnxruntime: Any) -> None:
     import onnx
 
