@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## the main job, from images and captions to a served model (6 minutes on two cores)
 	$(BIN)/sightline demo
 
-test: $(STAMP) ## all tests (14 minutes on two cores)
+test: $(STAMP) ## all tests (12 minutes on two cores)
 	$(BIN)/pytest -n $(PROCESSES) --dist loadgroup -m "not campaign"
 
 bench: $(STAMP) ## our figures beside the peers', on CORPUS=... PHOTOS=... [CLASSES=... WEIGHTS=...], written to BENCHMARKS.md (an hour)

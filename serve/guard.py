@@ -32,6 +32,8 @@ from sightline.serve.problems import ProblemError, respond
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 LOG = logging.getLogger("sightline.serve")
 NOTES = "sightline.notes"
+# For typing by hand. They become the long ones before anything else is decided: no rule may hold for one of the two alone.
+SHORT = {"/classify": "/v1/classify", "/segment": "/v1/segment", "/embed": "/v1/embeddings"}
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["path"] = SHORT.get(scope["path"], scope["path"])
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         record = Record(given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)

@@ -1,7 +1,7 @@
 """A real `sightline serve` under steady load, while its processes are killed and its model changes.
 
 Load is open-loop: requests begin at fixed moments, whether or not earlier ones have been answered, as users do. Nothing is asked
-again: what fails, fails.
+again, what fails fails; unless the load is told to ask like the documented client (`serve/client.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import aiohttp
 import numpy as np
 import psutil
 
+from sightline.serve.client import RETRY_EVERY_S
 from tests.serve.conftest import free_port
 
 # What Ray's processes call themselves.
@@ -49,11 +50,12 @@ class Asked:
 
 @dataclass
 class Load:
-    """Requests at a steady rate, from `begin` to `end`."""
+    """Requests at a steady rate, from `begin` to `end`. `again_s`: for how long what fails is asked again."""
 
     url: str
     body: bytes
     per_s: float
+    again_s: float = 0.0
     asked: list[Asked] = field(default_factory=list)
 
     def begin(self) -> None:
@@ -86,9 +88,18 @@ class Load:
             await asyncio.gather(*tasks)
 
     async def _ask(self, session: aiohttp.ClientSession) -> None:
+        began = time.monotonic()
+        outcome, artifact = await self._try(session)
+        while outcome != "ok" and time.monotonic() < began + self.again_s:
+            await asyncio.sleep(RETRY_EVERY_S)
+            outcome, artifact = await self._try(session)
+        self.asked.append(Asked(began, time.monotonic() - began, outcome, artifact))
+
+    async def _try(self, session: aiohttp.ClientSession) -> tuple[str, str | None]:
+        """The outcome of one request, and which artifact answered."""
         form = aiohttp.FormData({"labels": "a cat, a dog, snow"})
         form.add_field("image", self.body, filename="photo.jpg")
-        began, artifact = time.monotonic(), None
+        artifact = None
         try:
             async with session.post(f"{self.url}/v1/classify", data=form) as response:
                 text = await response.text()
@@ -96,7 +107,7 @@ class Load:
                 artifact = json.loads(text)["artifact"] if response.status == 200 else None
         except (aiohttp.ClientError, TimeoutError) as error:
             outcome = f"{type(error).__name__}: {error}"
-        self.asked.append(Asked(began, time.monotonic() - began, outcome, artifact))
+        return outcome, artifact
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from sightline.serve.client import RETRY_S
 from sightline.serve.served import digest
 from tests.faults.serving import Load, photo, running, wait_until
 from tests.serve.test_rollout import pair
@@ -17,12 +18,15 @@ from tests.serve.test_rollout import pair
 __all__ = ["pair"]  # a fixture
 
 
-def test_kills_a_rollout_and_the_end_cost_no_request(pair: tuple[Path, Path], cli_environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("again_s", [RETRY_S, pytest.param(0.0, marks=pytest.mark.campaign)], ids=["asked again", "asked once"])
+def test_kills_a_rollout_and_the_end_cost_no_request(
+    pair: tuple[Path, Path], cli_environment: dict[str, str], again_s: float
+) -> None:
     old, new = (digest(str(path)) for path in pair)
     with running(pair[0], cli_environment, "--replicas", 2, "--cpus-per-replica", 0.5) as service:
         assert "<title>Sightline</title>" in httpx.get(service.url).text
         assert service.pids("haproxy") and not [one for one in service.listeners() if one[0] == "haproxy"]
-        load = Load(service.url, photo(200), per_s=15)
+        load = Load(service.url, photo(200), 15, again_s)
         load.begin()
         wait_until(lambda: len(load.asked) > 15)
         killed = service.kill("replica")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +151,12 @@ def test_extra_json_with_a_lone_surrogate_is_one_error_row(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("depth", [300, 900, 100_000])
-def test_extra_json_that_is_nested_too_deeply_costs_its_row_alone(tmp_path: Path, depth: int) -> None:
+def test_extra_json_that_is_nested_too_deeply_costs_its_row_alone(
+    tmp_path: Path, depth: int, request: pytest.FixtureRequest
+) -> None:
     """Where it cannot even be read, it is text like any other."""
+    request.addfinalizer(partial(sys.setrecursionlimit, sys.getrecursionlimit()))
+    sys.setrecursionlimit(1_000)  # Python's own; libraries that other tests import raise it
     rows = [{"image": b"0", "key": "a", "extra": '{"x":' * depth + "1" + "}" * depth}, {"image": b"1", "key": "b", "extra": "{}"}]
     found = items(open_source(put(tmp_path, {"x.parquet": parquet(rows)})))
     assert found["b"].verdict is None

@@ -55,6 +55,7 @@ def test_who_has_a_key_may_ask(served_by: Open) -> None:
         assert labels(client, X_API_Key=secret).status_code == 200
     answer = labels(client)
     assert "Authorization: Bearer KEY" in detail(answer, 401)
+    assert client.post("/classify", json={}).status_code == 401  # the short paths are no way around
     for wrong in (alice[:-1], alice + "x", kept_alice.sha256, "clé"):
         answer = client.get("/v1/labels", headers={"X-API-Key": wrong.encode("latin-1")})  # type: ignore[dict-item]
         assert "not known here" in detail(answer, 401)

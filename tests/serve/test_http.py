@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 from sightline.models.clip import Clip
 from sightline.models.segment import COMMON_STUFF
 from sightline.serve import masks
+from sightline.serve.guard import SHORT
 from sightline.serve.http import prefers_png
 from tests.serve.conftest import LIMITS, SIZE, encoded, picture
 
@@ -58,6 +59,14 @@ def test_classify_equals_plain_open_clip(client: TestClient, model_folder: Path)
     for label, logit, score in zip(LABELS, logits.tolist(), logits.softmax(-1).tolist(), strict=True):
         assert got[label]["logit"] == pytest.approx(logit, abs=1e-4)
         assert got[label]["score"] == pytest.approx(score, abs=1e-5)
+
+
+def test_a_short_path_is_the_long_one(client: TestClient, png: bytes) -> None:
+    for short, long in SHORT.items():
+        fields = {"input": ["a cat"]} if short == "/embed" else {"image": data_url(png), "labels": LABELS}
+        answers = [client.post(path, json=fields) for path in (short, long)]
+        assert answers[0].status_code == 200 and answers[0].content == answers[1].content
+    assert not SHORT.keys() & client.get("/openapi.json").json()["paths"].keys()
 
 
 def test_probabilities_sum_to_one_and_come_in_order(client: TestClient, png: bytes) -> None:
