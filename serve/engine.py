@@ -8,12 +8,8 @@ Legend: B images, N texts, L labels, D embedding, C channels, H W pixels, S the 
 
 from __future__ import annotations
 
-import dataclasses
-from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from math import sqrt
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,51 +19,13 @@ from torch import Tensor
 from sightline.models.clip import Clip
 from sightline.models.codec import decode_rgb
 from sightline.models.preprocess import resample, to_CHW
+from sightline.models.remembering import RememberingClip, chunks
 from sightline.models.segment import COMMON_STUFF, Segmentation, segment
 from sightline.models.zeroshot import BACKGROUND
 from sightline.serve.precision import ImageTower
 
-# The towers see at most this many inputs at once; it bounds memory, not answers.
-CHUNK = 64
 # Labels × pixels that a segmentation may score: its refinement holds 24 float32 copies of them, 0.8 GB at most.
 MAX_SCORES = 8_000_000
-# At D = 512 a label takes 2 kB.
-REMEMBERED_LABELS = 10_000
-
-T = TypeVar("T")
-LabelKey = tuple[tuple[str, ...], str]  # templates, label
-
-
-@dataclass(frozen=True)
-class RememberingClip(Clip):
-    """The same model, whose classifier keeps the label embeddings that were asked for last.
-
-    All that asks a model for label embeddings gains from it, the segmentation with its contrast prompts too.
-    """
-
-    remembered: OrderedDict[LabelKey, Tensor] = field(default_factory=OrderedDict, repr=False, compare=False)
-    counted: Counter[str] = field(default_factory=Counter, repr=False, compare=False)  # hits and misses, in labels
-
-    @classmethod
-    def of(cls, model: Clip) -> RememberingClip:
-        return cls(**{part.name: getattr(model, part.name) for part in dataclasses.fields(Clip)})
-
-    def classifier(self, labels: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
-        """Zero-shot weights [L, D], as `Clip.classifier`."""
-        templates = tuple(templates or self.templates)
-        weights = {label: self.remembered[templates, label] for label in labels if (templates, label) in self.remembered}
-        missing = [label for label in dict.fromkeys(labels) if label not in weights]
-        self.counted["hit"] += len(weights)
-        self.counted["miss"] += len(missing)
-        # A label makes one prompt per template: chunks hold about CHUNK prompts.
-        for some in chunks(missing, max(1, CHUNK // len(templates))):
-            weights |= zip(some, super().classifier(some, templates), strict=True)
-        for label, weight_D in weights.items():
-            self.remembered[templates, label] = weight_D
-            self.remembered.move_to_end((templates, label))
-        while len(self.remembered) > REMEMBERED_LABELS:
-            self.remembered.popitem(last=False)
-        return torch.stack([weights[label] for label in labels])
 
 
 class Engine:
@@ -145,7 +103,3 @@ class Engine:
 def nearest(size: int, small: int) -> NDArray[np.int64]:
     """For each of `size` cells the one of `small` cells over the same length in which its centre lies."""
     return (2 * np.arange(size) + 1) * small // (2 * size)
-
-
-def chunks(items: Sequence[T], size: int = CHUNK) -> list[Sequence[T]]:
-    return [items[i : i + size] for i in range(0, len(items), size)]

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
 
 from sightline.models.clip import Clip
 from sightline.models.codec import decode_rgb
+from sightline.models.remembering import RememberingClip
 from sightline.models.segment import SegmentOptions, segment
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.evaluate.metrics import Confusion, harmonic_mean
@@ -27,24 +26,6 @@ from sightline.pipelines.feed.masks import MaskClasses
 
 TRAIN = "train"
 Show = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Remembering(Clip):
-    """The same model, which embeds each label once for the whole set."""
-
-    known: dict[tuple[tuple[str, ...], str], Tensor] = field(default_factory=dict, repr=False, compare=False)
-
-    @classmethod
-    def of(cls, model: Clip) -> Remembering:
-        return cls(**{part.name: getattr(model, part.name) for part in fields(Clip)})
-
-    def classifier(self, labels: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
-        """As `Clip.classifier`."""
-        templates = tuple(templates or self.templates)
-        if missing := [label for label in dict.fromkeys(labels) if (templates, label) not in self.known]:
-            self.known.update(zip([(templates, label) for label in missing], super().classifier(missing, templates), strict=True))
-        return torch.stack([self.known[templates, label] for label in labels])
 
 
 @dataclass(frozen=True)
@@ -77,7 +58,7 @@ def score_masks(
     Raises:
         ValueError: the corpus names no classes, or the model cannot be read densely.
     """
-    classes, model = MaskClasses.of(corpus), Remembering.of(model)
+    classes, model = MaskClasses.of(corpus), RememberingClip.of(model)
     options = options or SegmentOptions.for_model(model)
     if not classes.background:
         options = replace(options, background="none")

@@ -23,11 +23,11 @@ from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.evaluate.evaluate import evaluate
 from sightline.pipelines.evaluate.protocols import evaluate_segmentation
 from sightline.pipelines.train.dry_run import plan_run
-from sightline.pipelines.train.loop import Hooks, train
 from sightline.pipelines.train.rank import Step, masked_rows
 from sightline.pipelines.train.spec import Launch, RunSpec, prepare, resolve
 from sightline.recipes import find_recipe
 from tests.corpora import ingest_alone
+from tests.pipelines.test_loop import run
 from tests.processes import on_ranks
 
 STEPS, STOP, SAVED = 6, 5, 3
@@ -94,21 +94,6 @@ def scenes_spec(corpus: Corpus, source: Path) -> RunSpec:
     data, optim = replace(spec.data, corpus=corpus.location), replace(spec.optim, warmup_steps=2)
     spec = replace(spec, model=model, data=data, optim=optim, steps=STEPS, global_batch=10)
     return resolve(spec, corpus, bf16_available=False)
-
-
-class InterruptedRunError(Exception):
-    """Stands for whatever ends a process between two steps."""
-
-
-def run(spec: RunSpec, launch: Launch, stop_after: int | None = None) -> list[Step]:
-    def report(step: Step) -> None:
-        if step.step == stop_after:
-            raise InterruptedRunError
-
-    try:
-        return train(spec, launch, Corpus.open(spec.data.corpus, spec.data.root), Hooks(report))
-    except InterruptedRunError:
-        return []
 
 
 def runs(specs: list[RunSpec], folder: Path, stop_after: int | None = None) -> list[list[Step]]:

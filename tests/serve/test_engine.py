@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sightline.models import remembering
 from sightline.models.clip import Clip
 from sightline.models.segment import Segmentation, segment
 from sightline.serve import engine as engine_module
@@ -39,7 +40,7 @@ def test_an_embedding_does_not_depend_on_its_batch(engine: Engine) -> None:
 def test_more_images_than_one_pass_takes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [pixels(engine, seed) for seed in range(5)]
     want = engine.embed_images(images)
-    monkeypatch.setattr(engine_module, "CHUNK", 2)
+    monkeypatch.setattr(remembering, "CHUNK", 2)
     torch.testing.assert_close(engine.embed_images(images), want, atol=1e-6, rtol=0)
 
 
@@ -67,7 +68,7 @@ def test_a_label_passes_the_text_tower_once(engine: Engine, monkeypatch: pytest.
 
 
 def test_the_labels_asked_for_last_are_kept(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "REMEMBERED_LABELS", 2)
+    monkeypatch.setattr(remembering, "REMEMBERED_LABELS", 2)
     engine.label_weights(["a", "b"], ["{}"])
     engine.label_weights(["a"], ["{}"])
     engine.label_weights(["c"], ["{}"])
