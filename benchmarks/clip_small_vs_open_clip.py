@@ -46,31 +46,39 @@ def main(corpus_path: str) -> None:
     pairs = sum(len(corpus.captions(int(row))) for row in corpus.select("train"))
     steps = EPOCHS * (pairs // spec.global_batch)  # open_clip drops the rest of an epoch
     setting = {"corpus": corpus.root, "steps": steps, **{name: version(name) for name in PACKAGES}}
-    for seed in sorted(set(SEEDS) - set(finished(setting))):
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            peer = evaluate(load_model(str(train_peer(corpus, spec, seed, folder))), corpus).metrics
-            ours = evaluate(load_model(str(train_ours(corpus_path, steps, seed, folder))), corpus).metrics
-        scores = {who: {name: run[name] for name in METRICS} for who, run in (("ours", ours), ("peer", peer))}
-        with RUNS.open("a") as file:
-            file.write(json.dumps({**setting, "seed": seed, **scores}) + "\n")
-    runs = [finished(setting)[seed] for seed in SEEDS]
-    report(corpus, spec, steps, [run["ours"] for run in runs], [run["peer"] for run in runs])
+    for who, train in TRAINERS.items():
+        for seed in sorted(set(SEEDS) - set(finished(setting, who))):
+            with tempfile.TemporaryDirectory() as folder:
+                scores = evaluate(load_model(str(train(corpus, spec, steps, seed, Path(folder)))), corpus).metrics
+            line = {**setting, "seed": seed, "who": who, "scores": {name: scores[name] for name in METRICS}}
+            with RUNS.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+    report(corpus, spec, steps, *([finished(setting, who)[seed] for seed in SEEDS] for who in TRAINERS))
 
 
-def finished(setting: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """The runs of the same setting, by seed: a pair of runs takes ten minutes, so each is kept."""
+def finished(setting: Mapping[str, Any], who: str) -> dict[int, dict[str, float]]:
+    """A trainer's runs of the same setting, by seed: a run takes minutes, so each is kept."""
+    wanted = {**setting, "who": who}
     lines = [json.loads(line) for line in RUNS.read_text().splitlines()] if RUNS.exists() else []
-    return {line["seed"]: line for line in lines if {name: line[name] for name in setting} == setting}
+    return {line["seed"]: line["scores"] for line in lines if {name: line[name] for name in wanted} == wanted}
 
 
-def train_ours(corpus: str, steps: int, seed: int, folder: Path) -> Path:
-    command = [sys.executable, "-m", "sightline", "train", "clip_small", f"corpus={corpus}", f"steps={steps}", f"seed={seed}"]
+def train_ours(corpus: Corpus, spec: RunSpec, steps: int, seed: int, folder: Path) -> Path:
+    command = [
+        sys.executable,
+        "-m",
+        "sightline",
+        "train",
+        spec.recipe,
+        f"corpus={corpus.location}",
+        f"steps={steps}",
+        f"seed={seed}",
+    ]
     done = subprocess.run([*command, "--runs", str(folder / "runs"), "--json"], check=True, stdout=subprocess.PIPE, text=True)
     return Path(json.loads(done.stdout.splitlines()[-1])["artifact"])
 
 
-def train_peer(corpus: Corpus, spec: RunSpec, seed: int, folder: Path) -> Path:
+def train_peer(corpus: Corpus, spec: RunSpec, steps: int, seed: int, folder: Path) -> Path:
     """open_clip_train.main on the same rows; its last checkpoint as a folder that open_clip (and `load_model`) reads."""
     run_peer(corpus, spec, seed, folder, EPOCHS)
     checkpoint = torch.load(folder / "logs" / "peer" / "checkpoints" / f"epoch_{EPOCHS}.pt", weights_only=False)
@@ -81,6 +89,9 @@ def train_peer(corpus: Corpus, spec: RunSpec, seed: int, folder: Path) -> Path:
     described = {"model_cfg": peer_config(spec), "preprocess_cfg": {"mean": preprocess["mean"], "std": preprocess["std"]}}
     (folder / "peer" / "open_clip_config.json").write_text(json.dumps(described))
     return folder / "peer"
+
+
+TRAINERS = {"ours": train_ours, "peer": train_peer}
 
 
 def peer_config(spec: RunSpec) -> dict[str, Any]:

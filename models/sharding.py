@@ -4,6 +4,8 @@
     hsdp    sharded over the ranks of a machine, replicated over machines (Zhao et al. 2023): slow links carry gradients only
     ddp     replicated everywhere: FSDP over shards of size one, so that checkpoints and clipping know one kind of tensor
 
+One worker in fp32 has nothing to share, and FSDP would only copy each weight and each gradient: it is left out.
+
 The root is called through `forward` only, so that every gather and every reduction happens; calling a tower by itself on sharded
 weights fails loudly ("mixed Tensor and DTensor"). The logit scale and bias stay outside: a bf16 policy would round them (14.2857 →
 14.25), so they are plain replicated fp32 parameters whose gradients `reduce_replicated` averages.
@@ -115,12 +117,16 @@ def shard(towers: Towers, mesh: DeviceMesh, *, bf16: bool, recompute: bool = Fal
         compiled: each block goes through torch.compile.
     """
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
+    alone = mesh.size() == 1 and not bf16
     for block in blocks(towers):
         if compiled:
             block.forward = torch.compile(block.forward)
         if recompute:  # outside: torch.compile would leave a block that checkpoints itself alone
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        if not alone:
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+    if alone:
+        return towers
     # The last outputs alone are float32 again: those of blocks would not go into the bf16 norms between them.
     whole = replace(policy, output_dtype=torch.float32) if bf16 else policy
     fully_shard(towers, mesh=mesh, mp_policy=whole, ignored_params=set(replicated(towers)))

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 SLOW_IMPORTS = ("sightline.pipelines.train.loop", "sightline.recipes", "torch.distributed.checkpoint.state_dict_saver")
 
@@ -35,6 +37,12 @@ def _rank(
         torch.save(work(*args), Path(folder) / f"{rank}.pt")
     finally:
         dist.destroy_process_group()
+
+
+def whole_gradients(module: nn.Module) -> dict[str, Tensor]:
+    """Of every parameter that has one, put together from the ranks' shards where it is sharded."""
+    grads = {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
+    return {name: (grad.full_tensor() if isinstance(grad, DTensor) else grad).clone() for name, grad in grads.items()}
 
 
 def on_ranks(world: int, folder: Path, work: Callable[..., Any], *args: Any) -> list[Any]:

@@ -86,6 +86,7 @@ def adamw(towers: Towers, options: OptimConfig) -> torch.optim.AdamW:
         lr=options.lr,
         betas=(options.beta1, options.beta2),
         eps=options.eps,
+        fused=True,
     )
 
 

@@ -10,7 +10,6 @@ import timm
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from sightline.models.classifier import Classifier, has_batch_norms
 from sightline.models.losses import Share
@@ -19,7 +18,7 @@ from sightline.models.preprocess import Preprocess
 from sightline.models.sharding import block_names, make_mesh, shard
 from sightline.models.text import get_tokenizer
 from sightline.models.towers import ModelConfig, build
-from tests.processes import on_ranks
+from tests.processes import on_ranks, whole_gradients
 
 SMOOTHING = 0.1
 BACKBONES: dict[str, dict[str, Any]] = {
@@ -74,9 +73,8 @@ def sharded_gradients(at_once: int | None) -> dict[str, dict[str, Tensor]]:
         loss = run(model, images[share.own], Targets([""] * 8, labels[share.own]), lambda first: None)
         dist.all_reduce(loss)
         found[name] = {"loss": loss / dist.get_world_size()}
-        for key, parameter in model.named_parameters():
-            assert isinstance(parameter.grad, DTensor), key
-            found[name][key] = parameter.grad.full_tensor()
+        found[name] |= whole_gradients(model)
+        assert len(found[name]) == 1 + len(list(model.parameters()))
     return found
 
 

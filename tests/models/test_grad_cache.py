@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from sightline.models.losses import Share
 from sightline.models.objectives import Contrastive, Targets
@@ -18,7 +17,7 @@ from sightline.models.sharding import make_mesh, reduce_replicated, shard
 from sightline.models.text import get_tokenizer
 from sightline.models.towers import ModelConfig, build
 from tests.models.test_sharding import CAPTIONS, VIT
-from tests.processes import on_ranks
+from tests.processes import on_ranks, whole_gradients
 
 B = 16
 CONFIG = replace(VIT, vision={**VIT.vision, "image_size": 32, "patch_dropout": 0.5})
@@ -59,8 +58,7 @@ def cached(config: ModelConfig, at_once: int) -> dict[str, Tensor]:
     run = Contrastive().prepare(get_tokenizer(config.tokenizer, 12), share, lambda: TEXTS, at_once)
     run(towers, images()[share.own], Targets(TEXTS[share.own]), seed)
     reduce_replicated(towers, group)
-    grads = {name: parameter.grad for name, parameter in towers.named_parameters() if parameter.grad is not None}
-    return {name: grad.full_tensor() if isinstance(grad, DTensor) else grad for name, grad in grads.items()}
+    return whole_gradients(towers)
 
 
 def worst(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from sightline.models import artifact as artifacts
 from sightline.models.artifact import Artifact, load_any, write
@@ -21,7 +20,7 @@ from sightline.models.sharding import blocks, make_mesh, shard
 from sightline.models.text import END, START, get_tokenizer
 from sightline.models.towers import ModelConfig, build
 from tests.models.conftest import CONV, VIT
-from tests.processes import on_ranks
+from tests.processes import on_ranks, whole_gradients
 
 WORDS = {"predicts": "words", "context_length": 12}
 CAPTIONS = {"predicts": "captions", "context_length": 12, "width": 16, "heads": 2, "layers": 2}
@@ -55,9 +54,7 @@ def sharded_gradients() -> dict[str, dict[str, Tensor]]:
         share = Share.of(8, dist.group.WORLD)
         run = Prediction().prepare(get_tokenizer(config.tokenizer, 12), share, lambda: TEXTS, 3)
         run(model, images()[share.own], Targets(TEXTS[share.own]), lambda first: None)
-        found[name] = {
-            key: parameter.grad.full_tensor() for key, parameter in model.named_parameters() if isinstance(parameter.grad, DTensor)
-        }
+        found[name] = whole_gradients(model)
     return found
 
 

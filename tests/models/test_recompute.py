@@ -9,12 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch._dynamo.utils import counters
-from torch.distributed.tensor import DTensor
 
 from sightline.models.sharding import make_mesh, shard
 from sightline.models.towers import build
 from sightline.recipes import find_recipe
-from tests.processes import on_ranks
+from tests.processes import on_ranks, whole_gradients
 
 
 def gradients(recompute: bool, compiled: bool) -> tuple[dict[str, torch.Tensor], int]:
@@ -29,9 +28,7 @@ def gradients(recompute: bool, compiled: bool) -> tuple[dict[str, torch.Tensor],
     size = config.vision["image_size"]
     image_bD, text_bD, *_ = towers(torch.rand(4, 3, size, size), torch.randint(1, 400, (4, config.context_length)))
     (F.normalize(image_bD, dim=-1) @ F.normalize(text_bD, dim=-1).T).square().sum().backward()
-    found = {name: parameter.grad for name, parameter in towers.named_parameters() if parameter.grad is not None}
-    whole = {name: grad.full_tensor() if isinstance(grad, DTensor) else grad for name, grad in found.items()}
-    return whole, counters["stats"]["unique_graphs"]
+    return whole_gradients(towers), counters["stats"]["unique_graphs"]
 
 
 def test_recomputed_blocks_give_the_same_bits(tmp_path: Path) -> None:

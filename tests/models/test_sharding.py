@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from sightline.models.losses import Share
 from sightline.models.objectives import Contrastive, Targets
@@ -28,7 +27,7 @@ from sightline.models.sharding import (
 )
 from sightline.models.text import get_tokenizer
 from sightline.models.towers import ModelConfig, build
-from tests.processes import on_ranks
+from tests.processes import on_ranks, whole_gradients
 
 CAPTIONS = [
     "a red three",
@@ -78,11 +77,8 @@ def gradients_of(
         dist.all_reduce(loss)
         loss /= dist.get_world_size()
     reduce_replicated(towers, group)
-    found = {"loss": loss, "norm": grad_norm(towers)}
-    for name, parameter in towers.named_parameters():
-        grad = parameter.grad
-        assert grad is not None, name
-        found[name] = (grad.full_tensor() if isinstance(grad, DTensor) else grad).clone()
+    found = {"loss": loss, "norm": grad_norm(towers), **whole_gradients(towers)}
+    assert len(found) == 2 + len(list(towers.parameters()))
     clip_gradients(towers, 0.1)
     return found | {"clipped_norm": grad_norm(towers)}
 

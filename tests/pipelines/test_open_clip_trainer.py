@@ -121,6 +121,7 @@ def moved(name: str, before: Tensor, after: Tensor) -> Tensor:
 
 
 def test_both_trainers_end_in_the_same_weights(digits: Corpus, tmp_path: Path) -> None:
+    """To float32: the gains of norms stay near one, where rounding 15 updates alone is 1e-5 of how far they come."""
     spec = spec_for(digits)
     ((steps, start, ours, peers),) = on_ranks(1, tmp_path / "ranks", both, spec, tmp_path)
     assert len(steps) == STEPS and steps[-1].loss < steps[0].loss
@@ -129,4 +130,4 @@ def test_both_trainers_end_in_the_same_weights(digits: Corpus, tmp_path: Path) -
     for name, before in start.items():
         found, wanted = moved(name, before, ours[name]), moved(name, before, peers[name])
         error = (found - wanted).norm() / wanted.norm()
-        assert wanted.norm() > 0 and error < 1e-5, f"{name}: {error:.2g} of its way"
+        assert wanted.norm() > 0 and error < 2e-5, f"{name}: {error:.2g} of its way"
