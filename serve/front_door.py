@@ -2,11 +2,12 @@
 
 HAProxy takes requests straight to the replicas, eight times as many a second as Serve's Python proxy (measured), and repeats
 those that a dying replica left unanswered: inference changes nothing, so asking twice is harmless. It can repeat what fits its
-buffer.
+buffer and was in it whole when it was first sent on, so it is told to wait for a request's end. (One that it cannot repeat, and
+that is not the first of its connection, is lost: HAProxy closes the connection without a word.)
 
-Ray writes HAProxy's configuration and lets its statistics and metrics listen on all interfaces, and anybody use its admin socket.
-Ray also lets one name the program to start, so what it starts is a script of three lines that closes those before HAProxy reads
-them.
+Ray writes HAProxy's configuration, has no setting for that, lets its statistics and metrics listen on all interfaces, and anybody
+use its admin socket. Ray also lets one name the program to start, so what it starts is a script that mends those before HAProxy
+reads them.
 
 Ray reads these settings when `ray.serve` is imported, and hands them on to the processes that it starts.
 """
@@ -27,7 +28,7 @@ SCRIPT = r"""#!/bin/sh
 for argument; do case "$argument" in *.cfg) config=$argument;; esac; done
 if [ -n "$config" ]; then
   sed -i -e 's/bind :METRICS$/bind 127.0.0.1:METRICS/' -e 's/bind \*:STATS$/bind 127.0.0.1:STATS/' \
-    -e 's/mode 666 level/mode 600 level/' "$config"
+    -e 's/mode 666 level/mode 600 level/' -e 's/^ *option redispatch 1$/&\n    option http-buffer-request/' "$config"
 fi
 exec 'HAPROXY' "$@"
 """
