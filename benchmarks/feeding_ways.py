@@ -114,9 +114,12 @@ def inline_feed(work: Path, workers: int) -> Any:
     from sightline.models.augment import Augment
     from sightline.pipelines.corpus.reader import Corpus
     from sightline.pipelines.feed.inline import InlineFeed, pixel_loader
+    from sightline.pipelines.feed.order import Samples
 
     corpus = Corpus.open(work / "corpus")
-    return InlineFeed(pixel_loader(corpus, Augment(), PREPROCESS, "bench"), corpus.select(), "bench", BATCH, threads=workers)
+    return InlineFeed(
+        pixel_loader(corpus, Augment(), PREPROCESS, "bench"), Samples.once(corpus.select()), "bench", BATCH, threads=workers
+    )
 
 
 def inline(work: Path, workers: int) -> Batches:

@@ -1,6 +1,6 @@
 """Each worker reads its own part of every global batch straight from the memory-mapped corpus, ahead of time, in threads.
 
-What a batch holds is decided by `order.rows_at` and by one generator per (seed, epoch, row); threads and workers only decide when
+What a batch holds is decided by `order.Samples` and by one generator per (seed, visit, row); threads and workers only decide when
 it is ready. So batch k, the positions kB to (k+1)B, is the same at any world size: each rank holds its own slice of it.
 """
 
@@ -22,10 +22,10 @@ from sightline.models.augment import Augment, augment, augment_features
 from sightline.models.codec import decode_rgb
 from sightline.models.preprocess import Preprocess
 from sightline.pipelines.corpus.reader import Corpus
-from sightline.pipelines.feed.order import rows_at
+from sightline.pipelines.feed.order import Samples
 
 Sample = tuple[Tensor, str, bytes]
-Loader = Callable[[int, int], Sample]  # (corpus row, epoch) → input, caption, and the uid that was read with them
+Loader = Callable[[int, int], Sample]  # (corpus row, visit) → input, caption, and the uid that was read with them
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Batch:
 
     Attributes:
         uids: uint8 [b, 16], of the rows that were read.
-        epochs: int64 [b].
+        visits: int64 [b], of these rows; an epoch's number where it has each row once.
         first: the position of the first sample since the start of the run.
     """
 
     inputs: Tensor
     captions: list[str]
     uids: NDArray[np.uint8]
-    epochs: NDArray[np.int64]
+    visits: NDArray[np.int64]
     first: int
 
 
@@ -53,15 +53,15 @@ class Feed(Protocol):
         ...
 
 
-def generator(key: str, epoch: int, row: int) -> np.random.Generator:
-    """The only source of randomness for one sample of one epoch."""
-    digest = hashlib.sha256(f"sl-sample-1/{key}/{epoch}/{row}".encode()).digest()
+def generator(key: str, visit: int, row: int) -> np.random.Generator:
+    """The only source of randomness for one visit of a row."""
+    digest = hashlib.sha256(f"sl-sample-1/{key}/{visit}/{row}".encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
-def caption_of(captions: Sequence[str], row: int, epoch: int) -> str:
-    """An image's captions take turns: over as many epochs as it has captions, each is used once."""
-    return captions[(row + epoch) % len(captions)]
+def caption_of(captions: Sequence[str], row: int, visit: int) -> str:
+    """An image's captions take turns: over as many visits as it has captions, each is used once."""
+    return captions[(row + visit) % len(captions)]
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ class PixelLoader:
     preprocess: Preprocess
     key: str
 
-    def __call__(self, row: int, epoch: int) -> Sample:
-        caption = caption_of(self.corpus.captions(row), row, epoch)
+    def __call__(self, row: int, visit: int) -> Sample:
+        caption = caption_of(self.corpus.captions(row), row, visit)
         rgb_HWC = decode_rgb(self.corpus.image(row), max_pixels=self.corpus.max_pixels)
-        pixels, caption = augment(rgb_HWC, caption, self.options, self.preprocess, generator(self.key, epoch, row))
+        pixels, caption = augment(rgb_HWC, caption, self.options, self.preprocess, generator(self.key, visit, row))
         return pixels, caption, self.corpus.uid(row)
 
 
@@ -88,9 +88,9 @@ def pixel_loader(corpus: Corpus, options: Augment, preprocess: Preprocess, key: 
 def feature_loader(corpus: Corpus, features: dict[int, Tensor], options: Augment, key: str) -> Loader:
     """Samples as the locked trunk's cached features [F]; nothing is decoded."""
 
-    def load(row: int, epoch: int) -> Sample:
-        caption = caption_of(corpus.captions(row), row, epoch)
-        return *augment_features(features[row], caption, options, generator(key, epoch, row)), corpus.uid(row)
+    def load(row: int, visit: int) -> Sample:
+        caption = caption_of(corpus.captions(row), row, visit)
+        return *augment_features(features[row], caption, options, generator(key, visit, row)), corpus.uid(row)
 
     return load
 
@@ -100,7 +100,7 @@ class InlineFeed:
     """This rank's batches, in order, from any step on.
 
     Attributes:
-        rows: the corpus rows that the run trains on.
+        samples: what an epoch goes through.
         key: what the order depends on (root, split, seed).
         global_batch: B, over all ranks.
         own: the places in each batch that are this rank's; None: all.
@@ -109,7 +109,7 @@ class InlineFeed:
     """
 
     load: Loader
-    rows: NDArray[np.int64]
+    samples: Samples
     key: str
     global_batch: int
     own: slice | None = None
@@ -122,10 +122,10 @@ class InlineFeed:
         return len(range(*(self.own or slice(None)).indices(self.global_batch)))
 
     def positions(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Corpus rows and epochs of this rank's part of the global batch at `step`."""
+        """Corpus rows of this rank's part of the global batch at `step`, and which visits of theirs these are."""
         first, end, _ = (self.own or slice(None)).indices(self.global_batch)
-        index, epoch = rows_at(step * self.global_batch + first, end - first, len(self.rows), self.key)
-        return self.rows[index], epoch
+        place, visits = self.samples.at(step * self.global_batch + first, end - first, self.key)
+        return self.samples.rows[place], visits
 
     def batches(self, first: int, last: int) -> Generator[Batch, None, None]:
         """The steps first, ..., last - 1."""
@@ -138,12 +138,12 @@ class InlineFeed:
                     yield self._collate(step - self.ahead, [sample for part in pending.popleft() for sample in part.result()])
 
     def _submit(self, pool: ThreadPoolExecutor, step: int) -> list[Future[list[Sample]]]:
-        rows, epochs = self.positions(step)
+        rows, visits = self.positions(step)
         parts = np.array_split(np.arange(len(rows)), self.threads)
-        return [pool.submit(self._load, rows[part], epochs[part]) for part in parts]
+        return [pool.submit(self._load, rows[part], visits[part]) for part in parts]
 
-    def _load(self, rows: NDArray[np.int64], epochs: NDArray[np.int64]) -> list[Sample]:
-        return [self.load(int(row), int(epoch)) for row, epoch in zip(rows, epochs, strict=True)]
+    def _load(self, rows: NDArray[np.int64], visits: NDArray[np.int64]) -> list[Sample]:
+        return [self.load(int(row), int(visit)) for row, visit in zip(rows, visits, strict=True)]
 
     def _collate(self, step: int, samples: list[Sample]) -> Batch:
         inputs, captions, uids = zip(*samples, strict=True)

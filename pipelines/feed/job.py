@@ -131,10 +131,10 @@ class RayFeed:
         return min(PART, self.inline.size) * channels * int(loader.preprocess.size) ** 2
 
     def _rows(self, step: int) -> Iterator[dict[str, Any]]:
-        rows, epochs = self.inline.positions(step)
+        rows, visits = self.inline.positions(step)
         for part in range(self.parts):
             here = slice(part * PART, (part + 1) * PART)
-            yield {"step": step, "part": part, "rows": rows[here], "epochs": epochs[here]}
+            yield {"step": step, "part": part, "rows": rows[here], "visits": visits[here]}
 
     def _collate(self, step: int, blocks: Sequence[pa.Table]) -> Batch:
         arrays = [block["inputs"].combine_chunks().to_numpy(zero_copy_only=False) for block in blocks]
@@ -164,7 +164,7 @@ class Decoder:
     def __call__(self, part: dict[str, NDArray[Any]]) -> dict[str, Any]:
         try:
             load = self.load = self.load or pickle.loads(self.pickled)
-            samples = [load(int(row), int(epoch)) for row, epoch in zip(part["rows"][0], part["epochs"][0], strict=True)]
+            samples = [load(int(row), int(visit)) for row, visit in zip(part["rows"][0], part["visits"][0], strict=True)]
         except (ValueError, OSError) as error:  # the user's to mend, so no traceback of Ray's around it
             return {"failure": [str(error) or type(error).__name__], "of_system": [isinstance(error, OSError)]}
         inputs, captions, uids = zip(*samples, strict=True)

@@ -1,10 +1,10 @@
 """The ledger: what training has read, as a chain of short digests that anyone can recompute from the plan.
 
-Every sample that a worker reads gives two 64-bit words, a mix of its position in the run, its epoch and the `uid` that stands in
-the shard beside the image. The words of a global batch are added up, so that it does not matter which rank read what; each
-depends on its position, so that two rows which trade places give another sum. A step's link is sha256 over the link before it
-and that sum, cut to eight bytes: equal links mean that everything up to there was read in the same order. `replay` computes the
-links from (root, seed, epoch, position) alone.
+Every sample that a worker reads gives two 64-bit words, a mix of its position in the run, the number of its row's visit (the
+epoch's, if that has each row once) and the `uid` that stands in the shard beside the image. The words of a global batch are added
+up, so that it does not matter which rank read what; each depends on its position, so that two rows which trade places give
+another sum. A step's link is sha256 over the link before it and that sum, cut to eight bytes: equal links mean that everything up
+to there was read in the same order. `replay` computes the links from (root, seed, epoch, position) alone.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from sightline.pipelines.feed.order import mix, rows_at
+from sightline.pipelines.feed.order import Samples, mix
 
 WORDS = 2
 BLOCK = 2**20  # positions that are replayed at a time
 _STRIDE = np.uint64(0x9E3779B97F4A7C15)
 
 
-def words_of(uids: NDArray[np.uint8], epochs: NDArray[np.int64], first: int) -> NDArray[np.int64]:
+def words_of(uids: NDArray[np.uint8], visits: NDArray[np.int64], first: int) -> NDArray[np.int64]:
     """The words [n, 2] of the samples at positions first, first + 1, ...; integers wrap around.
 
     Args:
         uids: uint8 [n, 16].
-        epochs: int64 [n].
+        visits: int64 [n].
     """
     halves = np.ascontiguousarray(uids).view("<u8").astype(np.uint64)
     position = np.arange(first, first + len(halves), dtype=np.uint64)
-    place = mix(position * _STRIDE ^ mix(epochs.astype(np.uint64)))
+    place = mix(position * _STRIDE ^ mix(visits.astype(np.uint64)))
     words = [mix(mix(halves[:, lane] ^ place) + halves[:, 1 - lane] + np.uint64(lane)) for lane in range(WORDS)]
     return np.stack(words, axis=1).view(np.int64)
 
@@ -46,15 +46,15 @@ def link(before: str, total: NDArray[np.int64]) -> str:
     return hashlib.sha256(bytes.fromhex(before) + np.ascontiguousarray(total, dtype="<i8").tobytes()).hexdigest()[:16]
 
 
-def replay(uids: NDArray[np.uint8], key: str, global_batch: int, steps: int) -> Iterator[str]:
-    """The links of the steps 1, 2, ... of a run over rows with these uids [N, 16], in the order that the key gives."""
+def replay(samples: Samples, uids: NDArray[np.uint8], key: str, global_batch: int, steps: int) -> Iterator[str]:
+    """The links of the steps 1, 2, ... of a run over samples of rows with these uids [N, 16], in the order that the key gives."""
     at_once = max(1, BLOCK // global_batch)
     before = origin(key)
     for step in range(0, steps, at_once):
         count = min(at_once, steps - step)
         first = step * global_batch
-        rows, epochs = rows_at(first, count * global_batch, len(uids), key)
-        words = words_of(uids[rows], epochs, first).reshape(count, global_batch, WORDS)
+        place, visits = samples.at(first, count * global_batch, key)
+        words = words_of(uids[place], visits, first).reshape(count, global_batch, WORDS)
         for total in words.sum(axis=1, dtype=np.int64):
             before = link(before, total)
             yield before

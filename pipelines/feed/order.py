@@ -1,8 +1,8 @@
 """The order in which training sees a corpus is arithmetic: row = order(key, epoch, position).
 
-A position is one integer that counts samples since the start of the run; position p is number p mod N of epoch p // N, and
-each epoch is a permutation of the N rows. Nothing is stored and nothing is shuffled in memory, so resuming is starting at a
-position, and the number of workers does not appear here at all.
+A position is one integer that counts samples since the start of the run; position p is number p mod N of epoch p // N, and each
+epoch is a permutation of N samples: the rows, or the pairs of a row and a caption of its own (`Samples`). Nothing is stored and
+nothing is shuffled in memory, so resuming is starting at a position, and the number of workers does not appear here at all.
 
 The permutation is a four-round Feistel network over the smallest even number of bits that holds N, with cycle walking (Black and
 Rogaway 2002): it evaluates any positions at once, in constant memory, for any N. Its round function is the finaliser of
@@ -12,6 +12,7 @@ splitmix64 keyed by a sha256 of (key, epoch, round).
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,3 +66,39 @@ def rows_at(first: int, count: int, size: int, key: str) -> tuple[NDArray[np.int
         here = epoch == number
         row[here] = permute(position[here] % size, size, key, int(number))
     return row, epoch
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What an epoch goes through, once each.
+
+    A visit is a number that a row never sees twice in a run; captions and augmentation depend on it. Where an epoch has a row once,
+    it is the epoch's number.
+
+    Attributes:
+        rows: int64 [N], corpus rows, one for each sample.
+        turns, times: int64 [N]: this is visit `turns` of the `times` that the row gets in each epoch.
+    """
+
+    rows: NDArray[np.int64]
+    turns: NDArray[np.int64]
+    times: NDArray[np.int64]
+
+    @classmethod
+    def once(cls, rows: NDArray[np.int64]) -> Samples:
+        """Every row once."""
+        return cls(rows, np.broadcast_to(np.int64(0), rows.shape), np.broadcast_to(np.int64(1), rows.shape))
+
+    @classmethod
+    def often(cls, rows: NDArray[np.int64], times: NDArray[np.int64]) -> Samples:
+        """Every row as many times as is said of it [N]."""
+        starts = np.repeat(np.cumsum(times) - times, times)
+        return cls(np.repeat(rows, times), np.arange(times.sum(), dtype=np.int64) - starts, np.repeat(times, times))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at(self, first: int, count: int, key: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which sample stands at the positions first, first + 1, ... [count], and which visit of its row that is."""
+        place, epoch = rows_at(first, count, len(self), key)
+        return place, epoch * self.times[place] + self.turns[place]

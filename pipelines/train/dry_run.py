@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sightline.models.flops import cost
 from sightline.models.sharding import STATE_BYTES
 from sightline.pipelines.corpus.reader import Corpus
-from sightline.pipelines.train.spec import RunSpec, select_rows
+from sightline.pipelines.train.spec import RunSpec, samples_of, select_rows
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class RunPlan:
 
 def plan_run(spec: RunSpec, workers: int) -> RunPlan:
     """The numbers of a resolved run on so many workers."""
-    rows, _ = select_rows(Corpus.open(spec.data.corpus, spec.data.root), spec.data)
+    corpus = Corpus.open(spec.data.corpus, spec.data.root)
+    rows, _ = select_rows(corpus, spec.data)
     price = cost(spec.model, spec.contrasted)
     pairs = spec.steps * spec.global_batch
     once = len(rows) * price.locked
@@ -52,7 +53,7 @@ def plan_run(spec: RunSpec, workers: int) -> RunPlan:
         rows=len(rows),
         steps=spec.steps,
         global_batch=spec.global_batch,
-        epochs=pairs / len(rows),
+        epochs=pairs / len(samples_of(corpus, rows, spec.data)),
         pairs=pairs,
         parameters=price.parameters,
         state_bytes_ddp=state,

@@ -40,7 +40,7 @@ from sightline.pipelines.train import locked
 from sightline.pipelines.train.checkpoints import Checkpoints, State, write_atomically
 from sightline.pipelines.train.clock import Clock
 from sightline.pipelines.train.optim import Ema, adamw, learning_rate, set_rate
-from sightline.pipelines.train.spec import Launch, RunSpec, select_rows
+from sightline.pipelines.train.spec import Launch, RunSpec, samples_of, select_rows
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Rank:
         norm = float(clip_gradients(towers, spec.optim.clip_norm or float("inf")))
         dist.all_reduce(mean_loss)
         loss = float(mean_loss) / len(self.share.counts)
-        words = ledger.words_of(batch.uids, batch.epochs, batch.first).sum(axis=0)
+        words = ledger.words_of(batch.uids, batch.visits, batch.first).sum(axis=0)
         told = torch.from_numpy(np.append(words, np.int64(leaving))).to(self.device)
         dist.all_reduce(told)
         total = told.cpu().numpy()
@@ -213,7 +213,9 @@ def set_up(spec: RunSpec, launch: Launch, corpus: Corpus, say: Callable[[str], N
         state=State(towers, adamw(towers, spec.optim), ema),
         trunk=trunk,
         text=text,
-        feed=InlineFeed(load, rows, spec.order_key, spec.global_batch, share.own, threads=max(2, launch.threads)),
+        feed=InlineFeed(
+            load, samples_of(corpus, rows, spec.data), spec.order_key, spec.global_batch, share.own, threads=max(2, launch.threads)
+        ),
         labelled=labelled,
         masked=masked,
         backward=spec.objective.prepare(tokenizer, share, texts, launch.at_once),

@@ -29,6 +29,7 @@ from sightline.models.towers import ModelConfig
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.view import select_view
 from sightline.pipelines.feed.labels import class_list, places
+from sightline.pipelines.feed.order import Samples
 from sightline.pipelines.train.checks import check_model, check_ranges, mask_classes
 from sightline.pipelines.train.optim import OptimConfig
 
@@ -42,6 +43,10 @@ class DataConfig:
 
     `root` and `view` (the digest of the filters' rows, see `corpus/view.py`; empty without filters) are filled in when the run is
     resolved.
+
+    Attributes:
+        each: what an epoch goes through once: each `image`, whose captions take turns over the epochs, or each `pair` of an image
+            and one of its captions, as open_clip's trainer does.
     """
 
     corpus: str = ""
@@ -49,6 +54,7 @@ class DataConfig:
     split: str | None = None
     filters: tuple[str, ...] = ()
     view: str = ""
+    each: Literal["image", "pair"] = "image"
     augment: Augment = field(default_factory=Augment)
 
 
@@ -85,6 +91,8 @@ class RunSpec:
         for name, unused in LATER.items():
             if fields["model"][name] == unused:
                 fields["model"].pop(name)
+        if self.data.each == "image":
+            fields["data"].pop("each")
         return hashlib.sha256(canonical_json(fields).encode()).hexdigest()[:12]
 
     @property
@@ -187,6 +195,8 @@ def resolve(spec: RunSpec, corpus: Corpus, *, bf16_available: bool) -> RunSpec:
             f"give global_batch={max(1, len(rows))} or a larger corpus"
         )
     model, objective = spec.model, spec.objective
+    if spec.data.each == "pair" and isinstance(objective, Classification | Segmentation):
+        raise ValueError(f"data.each=pair counts captions, and {objective.kind} has none; give data.each=image")
     if isinstance(objective, Classification):
         model = replace(model, classes=model.classes or class_list(corpus))
         places(corpus, rows, model.classes)
@@ -222,14 +232,25 @@ def located(source: str) -> tuple[str, str]:
     return (str(Path(source).resolve()) if Path(source).exists() else source), digest
 
 
+def samples_of(corpus: Corpus, rows: NDArray[np.int64], data: DataConfig) -> Samples:
+    """What an epoch goes through, of the selected rows."""
+    return Samples.once(rows) if data.each == "image" else Samples.often(rows, captions_of(corpus, rows))
+
+
+def captions_of(corpus: Corpus, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many captions each row has [N]."""
+    lengths = pc.fill_null(pc.list_value_length(corpus.sidecar(["captions"])["captions"]), 0)
+    counts: NDArray[np.int64] = lengths.take(pa.array(rows)).to_numpy()
+    return counts
+
+
 def check_captions(corpus: Corpus, rows: NDArray[np.int64], what: str) -> None:
     """Refuse rows without a caption.
 
     Raises:
         ValueError: with how to leave them out.
     """
-    captions = pc.list_value_length(corpus.sidecar(["captions"])["captions"]).take(pa.array(rows))
-    if silent := int(pc.sum(pc.equal(captions, 0)).as_py()):
+    if silent := int((captions_of(corpus, rows) == 0).sum()):
         raise ValueError(
             f"{silent} rows in {what} have no caption; give each image one and ingest again, or leave them out by a filter of "
             "`sightline corpus filter CORPUS NAME --caption-words 1:`"

@@ -10,7 +10,7 @@ import numpy as np
 
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.feed.ledger import replay
-from sightline.pipelines.train.spec import from_json, select_rows
+from sightline.pipelines.train.spec import from_json, samples_of, select_rows
 
 UID_BYTES = 16
 
@@ -23,8 +23,9 @@ class RunCheck:
         run: its folder.
         root: of the corpus.
         steps: how many steps the run has done, of how many planned.
-        rows: how many rows it trains on.
-        times: how often each row was read; the first `again` rows of the last epoch once more.
+        each: what an epoch goes through once: rows, one an `image`, or each `pair` of an image and a caption.
+        samples: how many of these there are.
+        times: how often each was read; the first `again` of the last epoch once more.
         differs: the first step whose link is not the plan's, or is missing; None where there is none.
     """
 
@@ -32,7 +33,8 @@ class RunCheck:
     root: str
     steps: int
     planned: int
-    rows: int
+    each: str
+    samples: int
     times: int
     again: int
     differs: int | None
@@ -41,7 +43,7 @@ class RunCheck:
     def verdict(self) -> str:
         if self.differs is not None:
             return f"step {self.differs:,} is the first one that did not read what its plan says, or left no record of it"
-        each = f"each of {self.rows:,} rows was read exactly {self.times:,} times"
+        each = f"each of {self.samples:,} {'rows' if self.each == 'image' else 'pairs'} was read exactly {self.times:,} times"
         return f"{each}, and {self.again:,} of them once more (the epoch goes on)" if self.again else each
 
 
@@ -65,17 +67,18 @@ def verify_run(run: Path, corpus: str | None = None) -> RunCheck:
     opened = Corpus.open(corpus or spec.data.corpus, spec.data.root)
     rows, _ = select_rows(opened, spec.data)
     column = opened.sidecar(["uid"]).column("uid").combine_chunks()
-    uids = np.frombuffer(b"".join(column.take(rows).to_pylist()), np.uint8).reshape(len(rows), UID_BYTES)
+    samples = samples_of(opened, rows, spec.data)
+    uids = np.frombuffer(b"".join(column.take(samples.rows).to_pylist()), np.uint8).reshape(len(samples), UID_BYTES)
     found: dict[int, set[str]] = {}
     for line in lines:
         record = recorded(line)
         if record is not None:  # the last line of a killed run may be cut
             found.setdefault(record[0], set()).add(record[1])
     steps = max(found, default=0)
-    links = replay(uids, spec.order_key, spec.global_batch, steps)
+    links = replay(samples, uids, spec.order_key, spec.global_batch, steps)
     differs = next((step for step, link in enumerate(links, start=1) if found.get(step) != {link}), None)
-    times, again = divmod(steps * spec.global_batch, len(rows))
-    return RunCheck(str(run), spec.data.root, steps, spec.steps, len(rows), times, again, differs)
+    times, again = divmod(steps * spec.global_batch, len(samples))
+    return RunCheck(str(run), spec.data.root, steps, spec.steps, spec.data.each, len(samples), times, again, differs)
 
 
 def recorded(line: str) -> tuple[int, str] | None:

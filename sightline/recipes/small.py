@@ -25,7 +25,7 @@ def clip_small() -> RunSpec:
             templates=PHOTO_TEMPLATES,
         ),
         objective=Contrastive(),
-        data=DataConfig(split="train", augment=Augment(crop_area=(0.9, 1.0))),
+        data=DataConfig(split="train", each="pair", augment=Augment(crop_area=(0.9, 1.0))),
         optim=OptimConfig(lr=1e-3, warmup_steps=50, weight_decay=0.2),
         steps=300,
         global_batch=128,

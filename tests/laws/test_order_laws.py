@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sightline.models.losses import Share
 from sightline.pipelines.feed.inline import InlineFeed, caption_of
-from sightline.pipelines.feed.order import permute, rows_at
+from sightline.pipelines.feed.order import Samples, permute, rows_at
 
 SIZES = st.integers(1, 400)
 KEYS = st.text(max_size=8)
@@ -39,7 +39,7 @@ def test_the_ranks_parts_are_the_one_process_batch(size: int, step: int, world: 
     assert sum(counts) == 12 and max(counts) - min(counts) <= 1
 
     def feed(own: slice | None) -> InlineFeed:
-        return InlineFeed(lambda row, epoch: (np.empty(0), ""), np.arange(size) * 10, "k", 12, own)  # type: ignore[arg-type, return-value]
+        return InlineFeed(lambda row, epoch: (np.empty(0), ""), Samples.once(np.arange(size) * 10), "k", 12, own)  # type: ignore[arg-type, return-value]
 
     alone = feed(None).positions(step)
     parts = [feed(Share(counts, rank).own).positions(step) for rank in range(world)]
@@ -58,3 +58,26 @@ def test_epochs_and_keys_have_different_orders() -> None:
     assert len(set(orders)) == 4
     # A shuffle moves rows far: on average a third of the length (uniform permutation: 333 ± 10).
     assert 300 < np.abs(np.array(orders[0]) - np.arange(1000)).mean() < 366
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=12), st.integers(1, 3))
+def test_an_epoch_of_pairs_has_every_caption_of_every_row_once(counts: list[int], epochs: int) -> None:
+    """And no row is ever visited under the same number twice, so no two of its samples are augmented alike."""
+    samples = Samples.often(np.arange(len(counts)) * 10, np.array(counts))
+    place, visits = samples.at(0, epochs * len(samples), "k")
+    rows = samples.rows[place]
+    every = sorted((10 * row, caption) for row, count in enumerate(counts) for caption in range(count))
+    for epoch in range(epochs):
+        here = slice(epoch * len(samples), (epoch + 1) * len(samples))
+        said = [
+            (row, (row + visit) % counts[row // 10]) for row, visit in zip(rows[here].tolist(), visits[here].tolist(), strict=True)
+        ]
+        assert sorted(said) == every
+    assert len(set(zip(rows.tolist(), visits.tolist(), strict=True))) == len(rows)
+
+
+@given(st.integers(1, 40), st.integers(0, 200), st.integers(1, 30))
+def test_a_row_once_an_epoch_is_visited_once_an_epoch(size: int, first: int, count: int) -> None:
+    rows = np.arange(size) * 3
+    found, wanted = Samples.once(rows).at(first, count, "k"), rows_at(first, count, size, "k")
+    assert found[0].tolist() == wanted[0].tolist() and found[1].tolist() == wanted[1].tolist()

@@ -8,7 +8,7 @@ from sightline.models.codec import decode_rgb
 from sightline.models.preprocess import Preprocess
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.feed.inline import InlineFeed, generator, pixel_loader
-from sightline.pipelines.feed.order import permute
+from sightline.pipelines.feed.order import Samples, permute
 
 PREPROCESS = Preprocess(size=32)
 AUGMENT = Augment(shift=3, grey=0.5, grey_removes=("red", "blue"), flip=0.5, crop_area=(0.5, 1.0))
@@ -16,7 +16,7 @@ AUGMENT = Augment(shift=3, grey=0.5, grey_removes=("red", "blue"), flip=0.5, cro
 
 def feed(corpus: Corpus, own: slice | None, threads: int) -> InlineFeed:
     rows = corpus.select("train")
-    return InlineFeed(pixel_loader(corpus, AUGMENT, PREPROCESS, "k"), rows, "k", 24, own, threads)
+    return InlineFeed(pixel_loader(corpus, AUGMENT, PREPROCESS, "k"), Samples.once(rows), "k", 24, own, threads)
 
 
 def test_batches_are_the_same_at_any_world_size_thread_count_and_start(digits: Corpus) -> None:
@@ -44,7 +44,7 @@ def test_batches_are_what_a_plain_loop_over_the_positions_reads(digits: Corpus) 
             rgb = decode_rgb(digits.image(row))
             wanted = augment(rgb, said[(row + epoch) % len(said)], AUGMENT, PREPROCESS, generator("k", epoch, row))
             assert torch.equal(pixels, wanted[0]) and caption == wanted[1]
-            assert batch.uids[i].tobytes() == digits.uid(row) and batch.epochs[i] == epoch
+            assert batch.uids[i].tobytes() == digits.uid(row) and batch.visits[i] == epoch
             position += 1
 
 
@@ -52,7 +52,7 @@ def test_a_broken_row_stops_the_feed(digits: Corpus) -> None:
     def load(row: int, epoch: int) -> tuple[torch.Tensor, str]:
         raise ValueError(f"row {row} is broken")
 
-    broken = InlineFeed(load, digits.select("train"), "k", 8)
+    broken = InlineFeed(load, Samples.once(digits.select("train")), "k", 8)
     try:
         next(iter(broken.batches(0, 2)))
     except ValueError as error:

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.feed.inline import InlineFeed, Sample
 from sightline.pipelines.feed.ledger import link, origin, replay, words_of
-from sightline.pipelines.feed.order import rows_at
-from sightline.pipelines.train.spec import canonical_json, resolve
+from sightline.pipelines.feed.order import Samples, rows_at
+from sightline.pipelines.train.spec import canonical_json, resolve, samples_of
 from sightline.pipelines.train.verify import verify_run
 from sightline.recipes import find_recipe
 from tests.corpora import digits_source, ingest_alone
@@ -55,9 +57,9 @@ def test_a_replay_is_the_chain_link_by_link(monkeypatch: pytest.MonkeyPatch) -> 
         packed = b"".join(value.to_bytes(8, "little") for value in total)
         before = hashlib.sha256(bytes.fromhex(before) + packed).hexdigest()[:16]
         want.append(before)
-    assert list(replay(UIDS, "k", 12, 9)) == want
+    assert list(replay(Samples.once(np.arange(len(UIDS))), UIDS, "k", 12, 9)) == want
     monkeypatch.setattr("sightline.pipelines.feed.ledger.BLOCK", 30)
-    assert list(replay(UIDS, "k", 12, 9)) == want
+    assert list(replay(Samples.once(np.arange(len(UIDS))), UIDS, "k", 12, 9)) == want
     assert link(origin("a"), np.zeros(2, np.int64)) != link(origin("b"), np.zeros(2, np.int64))
 
 
@@ -74,14 +76,17 @@ def test_a_run_is_held_against_its_plan(tmp_path: Path) -> None:
     (run / "run.json").write_text(canonical_json(asdict(spec)))
     rows = corpus.select(spec.data.split)
     uids = np.frombuffer(b"".join(corpus.uid(int(row)) for row in rows), np.uint8).reshape(len(rows), 16)
-    lines = [json.dumps({"step": i, "read": read}) for i, read in enumerate(replay(uids, spec.order_key, 12, 9), start=1)]
+    lines = [
+        json.dumps({"step": i, "read": read})
+        for i, read in enumerate(replay(Samples.once(np.arange(len(uids))), uids, spec.order_key, 12, 9), start=1)
+    ]
 
     def write(lines: list[str]) -> None:
         (run / "metrics.jsonl").write_text("\n".join(lines))
 
     write([*lines[:5], *lines[3:], lines[0][:9]])  # resumed after step 3, killed while it wrote
     check = verify_run(run)
-    assert (check.steps, check.rows, check.times, check.again, check.differs) == (9, 36, 3, 0, None)
+    assert (check.steps, check.samples, check.times, check.again, check.differs) == (9, 36, 3, 0, None)
     assert check.verdict == "each of 36 rows was read exactly 3 times"
     write(lines[:4])
     assert "36 rows was read exactly 1 times, and 12 of them once more" in verify_run(run).verdict
@@ -89,3 +94,32 @@ def test_a_run_is_held_against_its_plan(tmp_path: Path) -> None:
     assert verify_run(run).differs == 6
     write([*lines[:2], *lines[3:]])
     assert verify_run(run).differs == 3
+
+
+def test_a_run_over_pairs_reads_each_of_them(digits: Corpus, tmp_path: Path) -> None:
+    """Three workers' parts of the batches, added up, are the plan's links; and captions that trade places are noticed."""
+    spec = find_recipe("clip_small")
+    spec = replace(spec, data=replace(spec.data, corpus=digits.location, split="test"), steps=6, global_batch=12)
+    spec = resolve(spec, digits, bf16_available=False)
+    rows = digits.select("test")
+    samples = samples_of(digits, rows, spec.data)
+    assert spec.data.each == "pair" and len(samples) == sum(len(digits.captions(int(row))) for row in rows) > len(rows)
+    feeds = [InlineFeed(lambda row, visit: no_pixels(digits, row), samples, spec.order_key, 12, own) for own in PARTS]
+    read, lines = origin(spec.order_key), []
+    for step, parts in enumerate(zip(*(feed.batches(0, 6) for feed in feeds), strict=True), start=1):
+        read = link(read, sum(words_of(part.uids, part.visits, part.first).sum(axis=0) for part in parts))
+        lines.append(json.dumps({"step": step, "read": read}))
+    (tmp_path / "run.json").write_text(canonical_json(asdict(spec)))
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    check = verify_run(tmp_path)
+    assert check.differs is None and f"each of {len(samples)} pairs was read" in check.verdict
+    uids = np.frombuffer(b"".join(digits.uid(int(row)) for row in samples.rows), np.uint8).reshape(-1, 16)
+    swapped = replace(samples, turns=(samples.turns + 1) % samples.times)
+    assert next(replay(swapped, uids, spec.order_key, 12, 1)) != next(replay(samples, uids, spec.order_key, 12, 1))
+
+
+PARTS = (slice(0, 5), slice(5, 6), slice(6, 12))
+
+
+def no_pixels(corpus: Corpus, row: int) -> Sample:
+    return torch.empty(0), "", corpus.uid(row)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from sightline.models.load import load_model
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.feed.ledger import replay
-from sightline.pipelines.feed.order import rows_at
+from sightline.pipelines.feed.order import Samples, rows_at
 from sightline.pipelines.train import checkpoints
 from sightline.pipelines.train.loop import Hooks, train
 from sightline.pipelines.train.rank import Step
@@ -81,7 +81,9 @@ def test_world_size_and_interruption_change_nothing(digits: Corpus, tmp_path: Pa
     assert [step.read for step in again] == [step.read for step in one[30:]]
     rows = digits.select("train")
     uids = np.frombuffer(b"".join(digits.uid(int(row)) for row in rows), np.uint8).reshape(len(rows), 16)
-    assert list(replay(uids, spec.order_key, spec.global_batch, STEPS)) == [step.read for step in one]
+    assert list(replay(Samples.once(np.arange(len(uids))), uids, spec.order_key, spec.global_batch, STEPS)) == [
+        step.read for step in one
+    ]
 
     # The resumed run starts after the checkpoint, repeats its losses and ends in the same bits.
     assert [step.step for step in again] == list(range(31, STEPS + 1))
