@@ -16,14 +16,18 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
-from sightline.cli import VERBS, app, corpus
+from sightline.cli import VERBS, app, corpus, lens
 from sightline.cli.submit import check
 from tests.conftest import CHECKOUT
 
 ROOMS = ("models", "pipelines", "serve", "infra")
 SPEAKS_RAY = ("job.py", "app.py", "submit.py", "session.py")
 ENVIRONMENT = ("environ", "environb", "getenv")
-VERB_NAMES = [*(verb.__name__ for verb in VERBS), *(f"corpus {name}" for name in corpus.VERBS)]
+VERB_NAMES = [
+    *(verb.__name__ for verb in VERBS),
+    *(f"corpus {name}" for name in corpus.VERBS),
+    *(f"lens {name}" for name in lens.VERBS),
+]
 
 
 def modules() -> list[Path]:

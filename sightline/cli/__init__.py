@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from sightline import __version__, settings
-from sightline.cli import corpus
+from sightline.cli import corpus, lens
 from sightline.cli.demo import demo
 from sightline.cli.evaluate import evaluate
 from sightline.cli.export import export
@@ -86,6 +86,7 @@ def options(
 
 for _verb in VERBS:
     app.command(_verb.__name__)(guard(_verb, _verb.__name__))
-for _name, _verb in corpus.VERBS.items():
-    corpus.app.command(_name)(guard(_verb, f"corpus {_name}"))
-app.add_typer(corpus.app, name="corpus")
+for _group, _within in (("corpus", corpus), ("lens", lens)):
+    for _name, _verb in _within.VERBS.items():
+        _within.app.command(_name)(guard(_verb, f"{_group} {_name}"))
+    app.add_typer(_within.app, name=_group)

@@ -1,0 +1,105 @@
+"""What a lens looks at: one image tower, by one name, whatever library it is of, with the weights that it has or with random ones.
+
+    demo/artifact                         an artifact or a run of ours, or anything else that `load_model` takes: its image tower
+    ViT-B-32/laion2b_s34b_b79k            the same, of open_clip
+    timm/deit_tiny_patch16_224            an architecture of timm, with its default pretrained weights or with those of a file
+    torchvision/resnet50                  an architecture of torchvision, likewise
+
+A seed in the place of weights draws random ones: what an architecture sees before it was trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from open_clip.timm_model import TimmModel
+from torch import nn
+
+from sightline.models.clip import Clip
+from sightline.models.interchange.load_weights import load_into
+from sightline.models.load import load_model
+from sightline.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+
+LIBRARIES = ("timm", "torchvision")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An image tower in evaluation mode, in float32 on the CPU.
+
+    Attributes:
+        name: what people call it.
+        tower: normalised images [B, 3, S, S] → whatever it gives; a timm trunk or an open_clip tower itself, without a wrapper.
+        preprocess: image bytes → its input.
+        clip: the whole model, where the tower is one of two.
+    """
+
+    name: str
+    tower: nn.Module
+    preprocess: Preprocess
+    clip: Clip | None = None
+
+
+def load_subject(name: str, weights: str = "", seed: int | None = None) -> Subject:
+    """The tower of that name.
+
+    Args:
+        weights: for an architecture of timm or torchvision: a file of its weights in safetensors; "" for its default ones.
+        seed: draw random weights instead.
+
+    Raises:
+        ValueError: there is no such model, or its weights cannot be had; the message names the choices.
+    """
+    library, _, architecture = name.partition("/")
+    if library in LIBRARIES:
+        tower, preprocess = (_timm if library == "timm" else _torchvision)(architecture, not weights and seed is None, seed)
+        if weights and seed is None:
+            load_into(tower, weights)
+        return Subject(name, tower.eval().float(), preprocess)
+    if weights:
+        raise ValueError(f"{name} has its own weights; weights from a file are for timm/NAME and torchvision/NAME")
+    clip = load_model(name)
+    if seed is not None:
+        raise ValueError(f"{name} is a trained model; random weights are for timm/NAME and torchvision/NAME")
+    visual = clip.towers.visual
+    return Subject(clip.name, visual.trunk if isinstance(visual, TimmModel) else visual, clip.preprocess, clip)
+
+
+def _timm(architecture: str, pretrained: bool, seed: int | None) -> tuple[nn.Module, Preprocess]:
+    if not timm.is_model(architecture):
+        raise ValueError(_unknown("timm", architecture, timm.list_models()))
+    torch.manual_seed(seed or 0)
+    try:
+        tower = timm.create_model(architecture, pretrained=pretrained)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(_no_weights(f"timm/{architecture}", error)) from error
+    config = timm.data.resolve_model_data_config(tower)
+    return tower, Preprocess(size=config["input_size"][-1], mean=tuple(config["mean"]), std=tuple(config["std"]))
+
+
+def _torchvision(architecture: str, pretrained: bool, seed: int | None) -> tuple[nn.Module, Preprocess]:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if architecture not in known:
+        raise ValueError(_unknown("torchvision", architecture, known))
+    torch.manual_seed(seed or 0)
+    try:
+        tower: Any = torchvision.models.get_model(architecture, weights="DEFAULT" if pretrained else None)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(_no_weights(f"torchvision/{architecture}", error)) from error
+    size = getattr(tower, "image_size", 224)
+    return tower, Preprocess(size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def _unknown(library: str, architecture: str, known: list[str]) -> str:
+    near = get_close_matches(architecture, known, n=3) or known[:3]
+    return f"{library} has no {architecture!r}; nearest are {', '.join(f'{library}/{one}' for one in near)}"
+
+
+def _no_weights(name: str, error: Exception) -> str:
+    why = " ".join(str(error).split())[:200]
+    return f"the weights of {name} cannot be fetched ({why}); name a file with --weights, or draw random ones with --seed"

@@ -1,0 +1,80 @@
+"""The lenses `receptive-field` and `erf` as a person runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sightline.models.lenses.erf import measure
+from sightline.models.lenses.receptive_field import unit_gradient
+from sightline.models.lenses.subject import load_subject
+from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.lens.images import batches, spread
+from tests.conftest import InlineCommandLine
+
+MODELS = ("timm/test_resnet", "timm/test_vit")
+
+
+def test_fields_of_a_convolutional_network(cli_inline: InlineCommandLine, tmp_path: Path) -> None:
+    done = cli_inline("lens", "receptive-field", "torchvision/resnet18", "--seed", 0, "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    by_name = {row["layer"]: row for row in found["layers"]}
+    assert by_name["layer4.1.conv2"]["size"] == 435 and by_name["layer4.1.conv2"]["stride"] == 32
+    assert by_name["avgpool"]["size"] is None and found["without_closed_form"] == ""
+    assert (tmp_path / "lens" / "receptive-field.svg").read_text().startswith("<?xml")
+    assert json.loads((tmp_path / "lens" / "receptive-field.json").read_text())["numbers"]["layers"] == found["layers"]
+
+
+def test_fields_of_attention_are_found_by_gradient(cli_inline: InlineCommandLine) -> None:
+    done = cli_inline("lens", "receptive-field", "timm/test_vit", "--seed", 0, "--json")
+    found = json.loads(done.stdout)
+    assert found["without_closed_form"] and {row["size"] for row in found["layers"]} == {found["image"]}
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_fields_of_two_models_over_seeds(cli_inline: InlineCommandLine, tmp_path: Path) -> None:
+    """On Ray as in a plain loop; the same command again computes nothing, and draws the same bytes."""
+    verb = ("lens", "erf", *MODELS, "--seeds", 3, "--no-trained", "--images", 2, "--json")
+    done = cli_inline(*verb)
+    assert done.exit_code == 0, done.stderr
+    fields = json.loads(done.stdout)["fields"]
+    assert [(one["model"], one["weights"]) for one in fields] == [(model, "random, 3 seeds") for model in MODELS]
+    for model, one in zip(MODELS, fields, strict=True):
+        squares = np.zeros(())
+        for seed in range(3):
+            subject = load_subject(model, seed=seed)
+            for images in batches(None, None, 2, subject.preprocess, seed):
+                squares = squares + unit_gradient(subject.tower, one["layer"], images)[0].double().square().sum((0, 1)).numpy()
+        wanted = measure(np.sqrt(squares / squares.max()))
+        assert one["sigma"] == pytest.approx(wanted.sigma, rel=1e-4) and one["area"] == wanted.area
+    drawn = (tmp_path / "lens" / "erf.svg").read_bytes()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "lens" / "parts").iterdir()}
+    assert len(kept) == 6 and cli_inline(*verb).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "lens" / "parts").iterdir()} == kept
+    assert (tmp_path / "lens" / "erf.svg").read_bytes() == drawn
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_what_cannot_be_looked_at_costs_one_line(cli_inline: InlineCommandLine) -> None:
+    for arguments, says in (
+        (("erf", "timm/test_resnet", "--no-trained"), "--seeds"),
+        (("erf", "timm/test_resnet", "--seeds", 1, "--no-trained", "--layer", "nowhere"), "choose from"),
+        (("erf", "timm/no_such_net", "--seeds", 1), "nearest are"),
+        (("receptive-field", "no/such/model"), "there is no model"),
+        (("receptive-field", "timm/test_resnet", "--weights", "nowhere.safetensors"), "nowhere.safetensors"),
+    ):
+        done = cli_inline("lens", *arguments)
+        assert done.exit_code == 2 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_images_are_spread_over_a_split(digits: Corpus) -> None:
+    rows = digits.select("train")
+    assert spread(digits, "train", 3) == [int(rows[0]), int(rows[round((len(rows) - 1) / 2)]), int(rows[-1])]
+    preprocess = load_subject("timm/test_resnet", seed=0).preprocess
+    found = torch.cat(list(batches(digits, "train", 10, preprocess)))
+    assert len(found) == min(10, len(rows)) and found.shape[1:] == (3, preprocess.size, preprocess.size)
