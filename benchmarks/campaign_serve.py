@@ -12,19 +12,22 @@ from __future__ import annotations
 import itertools
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.report import section
 from sightline.models.artifact import Artifact, write
 from sightline.models.preprocess import Preprocess
 from sightline.models.towers import ModelConfig, build
+from sightline.pipelines.lens.figures import panels, save
 from sightline.serve.client import RETRY_S
 from tests.conftest import clean_environment
-from tests.faults.serving import Load, Running, photo, running, wait_until
+from tests.faults.serving import Asked, Load, Running, photo, running, wait_until
 
-PER_S, LARGEST = 20, 700_000
+PER_S, STORM_PER_S, LARGEST = 20, 100, 700_000
 CALM_S = 5  # before and after each event
 MODEL = ModelConfig(
     embed_dim=64,
@@ -145,27 +148,70 @@ def front_door(service: Running, body: bytes, name: str, title: str) -> tuple[st
 
 
 def scaled(folder: Path, model: Path, body: bytes) -> Iterator[tuple[str, ...]]:
-    """From one replica to two and back under load that comes and goes."""
-    with running(model, clean_environment(folder), "--replicas", "1:2", "--cpus-per-replica", 0.5, "--max-batch", 1) as service:
-        load, storm = Load(service.url, body, PER_S / 3), Load(service.url, body, 60)
+    """From one replica to four and back under load that comes and goes; drawn in docs/autoscaling.svg."""
+    options = ("--replicas", "1:4", "--cpus-per-replica", 0.25, "--max-batch", 1)
+    with running(model, clean_environment(folder), *options) as service, counting(service) as counted:
+        load, storm = Load(service.url, body, PER_S / 3), Load(service.url, body, STORM_PER_S)
         load.begin()
+        time.sleep(CALM_S)
         storm.begin()
-        wait_until(lambda: len(service.pids("replica")) == 2, 120)
+        wait_until(lambda: len(service.pids("replica")) == 4, 240)
+        time.sleep(2 * CALM_S)
         storm.end()
-        wait_until(lambda: len(service.pids("replica")) == 1, 180)
+        wait_until(lambda: len(service.pids("replica")) == 1, 300)
         time.sleep(CALM_S)
         load.end()
+    draw_scaling(counted, [*load.asked, *storm.asked])
     refused = [one for one in storm.failed() if not one.outcome.startswith("503")]
     failed = load.failed() + refused
     for one in failed:
-        print("scale-down", one, file=sys.stderr)
-    return (
-        "one replica to two and back",
+        print("scaling", one, file=sys.stderr)
+    yield (
+        f"one replica to four and back ({STORM_PER_S} requests a second more; what is over capacity gets 503)",
         f"{len(load.asked) + len(storm.asked):,}",
         str(len(failed)),
         f"{load.quantile(0.99):.2f} s",
         "",
     )
+
+
+@contextmanager
+def counting(service: Running) -> Iterator[list[tuple[float, int]]]:
+    """When how many replicas there were, twice a second."""
+    counted: list[tuple[float, int]] = []
+    ended = threading.Event()
+
+    def count() -> None:
+        while not ended.wait(0.5):
+            counted.append((time.monotonic(), len(service.pids("replica"))))
+
+    thread = threading.Thread(target=count, daemon=True)
+    thread.start()
+    try:
+        yield counted
+    finally:
+        ended.set()
+        thread.join(10)
+
+
+def draw_scaling(counted: list[tuple[float, int]], asked: list[Asked]) -> None:
+    """Replicas and answers over time."""
+    began = counted[0][0]
+    figure, (above, below) = panels(2, columns=1, side=3.2)
+    figure.set_size_inches(7, 4.5)
+    above.step([at - began for at, _ in counted], [count for _, count in counted], where="post")
+    above.set(ylabel="replicas", ylim=(0, 4.5), title="from one replica to four and back")
+    seconds = int(counted[-1][0] - began) + 1
+    for name, outcomes in {"answered": ("ok",), "refused (503)": ("503",)}.items():
+        rate = [0] * seconds
+        for one in asked:
+            end = int(one.at + one.seconds - began)
+            if one.outcome.startswith(outcomes) and 0 <= end < seconds:
+                rate[end] += 1
+        below.plot(range(seconds), rate, label=name)
+    below.set(xlabel="seconds", ylabel="requests a second")
+    below.legend(frameon=False)
+    save(figure, Path(__file__).resolve().parent.parent / "docs" / "autoscaling.svg")
 
 
 if __name__ == "__main__":

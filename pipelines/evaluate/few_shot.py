@@ -49,12 +49,20 @@ def probe(
     Raises:
         ValueError: the training set has fewer than two classes.
     """
+    return float(fitted(train_ND, train_N).score(test_ND, test_N))
+
+
+def fitted(train_ND: NDArray[np.float32], train_N: NDArray[np.int64]) -> LogisticRegression:
+    """A linear classifier of features.
+
+    Raises:
+        ValueError: there are fewer than two classes.
+    """
     if len(np.unique(train_N)) < 2:
         raise ValueError("a linear probe needs training rows of at least two classes")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The number of unique classes")  # of one or two examples a class that is so
-        fitted = LogisticRegression(C=INVERSE_REGULARISATION, max_iter=2_000).fit(train_ND, train_N)
-    return float(fitted.score(test_ND, test_N))
+        return LogisticRegression(C=INVERSE_REGULARISATION, max_iter=2_000).fit(train_ND, train_N)
 
 
 def curve(

@@ -6,12 +6,20 @@ from collections.abc import Callable
 
 import typer
 
+from sightline.cli.lens.attention import attention
 from sightline.cli.lens.erf import erf
+from sightline.cli.lens.gallery import gallery
+from sightline.cli.lens.nlmeans import nlmeans
+from sightline.cli.lens.positions import positions
 from sightline.cli.lens.receptive_field import receptive_field
 
 VERBS: dict[str, Callable[..., None]] = {
     "receptive-field": receptive_field,
     "erf": erf,
+    "attention": attention,
+    "positions": positions,
+    "nlmeans": nlmeans,
+    "gallery": gallery,
 }
 
 app = typer.Typer(

@@ -1,0 +1,46 @@
+"""`sightline lens gallery MODEL CORPUS`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sightline.cli.bars import stages_bar
+from sightline.cli.lens.common import Model, Out, Seed, Split, Weights
+from sightline.cli.output import Json, emit
+
+
+def gallery(
+    model: Model,
+    corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="Look at its images.")],
+    weights: Weights = "",
+    seed: Seed = None,
+    split: Split = None,
+    images: Annotated[int, typer.Option(min=1, max=64, help="How many, spread over the rows.")] = 6,
+    out: Out = Path("lens"),
+    json: Json = False,
+) -> None:
+    """Render every lens that applies to a model into one page that needs nothing else.
+
+    \b
+    Example:
+      sightline lens gallery demo/runs/clip_demo-0123456789ab demo/corpus
+      sightline lens gallery timm/deit_tiny_patch16_224 corpora/imagenette --weights deit_tiny.safetensors --out deit
+    """
+    from sightline.models.lenses.subject import load_subject
+    from sightline.pipelines.corpus.reader import Corpus
+    from sightline.pipelines.lens.erf import Part
+    from sightline.pipelines.lens.gallery import look, page
+
+    subject, opened = load_subject(model, weights, seed), Corpus.open(corpus)
+    part = Part(model, weights, seed, corpus=opened.location, root=opened.root, split=split, images=images)
+    with stages_bar() as progress:
+        found, without = look(subject, part, opened, out, images=images, watch=progress)
+    for seen in found:
+        seen.write(out)
+    path = out / "index.html"
+    path.write_text(page(subject.name, found, without))
+    result = {"model": subject.name, "page": str(path), "lenses": [seen.lens for seen in found], "without": without}
+    emit(result, json, *(f"{name}: {why}" for name, why in without.items()), str(path))
