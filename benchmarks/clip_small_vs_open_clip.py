@@ -45,22 +45,24 @@ def main(corpus_path: str) -> None:
     spec = find_recipe("clip_small")
     pairs = sum(len(corpus.captions(int(row))) for row in corpus.select("train"))
     steps = EPOCHS * (pairs // spec.global_batch)  # open_clip drops the rest of an epoch
-    setting = {"corpus": corpus.root, "steps": steps, **{name: version(name) for name in PACKAGES}}
+    shared = {"corpus": corpus.root, "steps": steps, **{name: version(name) for name in PACKAGES}}
+    settings = {"ours": {**shared, "recipe": spec.run_id}, "peer": shared}
     for who, train in TRAINERS.items():
+        setting = settings[who]
         for seed in sorted(set(SEEDS) - set(finished(setting, who))):
             with tempfile.TemporaryDirectory() as folder:
                 scores = evaluate(load_model(str(train(corpus, spec, steps, seed, Path(folder)))), corpus).metrics
             line = {**setting, "seed": seed, "who": who, "scores": {name: scores[name] for name in METRICS}}
             with RUNS.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-    report(corpus, spec, steps, *([finished(setting, who)[seed] for seed in SEEDS] for who in TRAINERS))
+    report(corpus, spec, steps, *([finished(settings[who], who)[seed] for seed in SEEDS] for who in TRAINERS))
 
 
 def finished(setting: Mapping[str, Any], who: str) -> dict[int, dict[str, float]]:
     """A trainer's runs of the same setting, by seed: a run takes minutes, so each is kept."""
     wanted = {**setting, "who": who}
     lines = [json.loads(line) for line in RUNS.read_text().splitlines()] if RUNS.exists() else []
-    return {line["seed"]: line["scores"] for line in lines if {name: line[name] for name in wanted} == wanted}
+    return {line["seed"]: line["scores"] for line in lines if {name: line.get(name) for name in wanted} == wanted}
 
 
 def train_ours(corpus: Corpus, spec: RunSpec, steps: int, seed: int, folder: Path) -> Path:

@@ -118,7 +118,7 @@ def inline_feed(work: Path, workers: int) -> Any:
 
     corpus = Corpus.open(work / "corpus")
     return InlineFeed(
-        pixel_loader(corpus, Augment(), PREPROCESS, "bench"), Samples.once(corpus.select()), "bench", BATCH, threads=workers
+        pixel_loader(corpus, Augment(), PREPROCESS, "bench"), Samples(corpus.select()), "bench", BATCH, threads=workers
     )
 
 

@@ -17,6 +17,7 @@ import torch
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from sightline.models.nonlocal_block import insert
 from sightline.models.preprocess import Preprocess
 
 
@@ -27,7 +28,8 @@ class Classifier(nn.Module):
         """Random weights, drawn from torch's current generator.
 
         Args:
-            vision: `timm_model_name`, and whatever that architecture takes (`drop_path_rate`, `patch_size`, ...).
+            vision: `timm_model_name`, and whatever that architecture takes (`drop_path_rate`, `patch_size`, ...); `nonlocal` puts
+                non-local blocks into its stages (`stage3:2`, see `nonlocal_block.insert`).
             size: S; an architecture whose weights depend on it is built for it.
             hidden: width of the head's hidden layer; 0 for none.
 
@@ -36,7 +38,7 @@ class Classifier(nn.Module):
         """
         super().__init__()
         options = dict(vision)
-        name = options.pop("timm_model_name", "")
+        name, nonlocal_blocks = options.pop("timm_model_name", ""), options.pop("nonlocal", "")
         if not timm.is_model(name):
             near = get_close_matches(name, timm.list_models(), n=3) or ["vit_base_patch16_224", "convnext_tiny", "resnet50"]
             raise ValueError(
@@ -49,6 +51,8 @@ class Classifier(nn.Module):
         except (TypeError, ValueError, LookupError, AssertionError, RuntimeError) as error:  # whatever an architecture says
             raise ValueError(f"timm cannot build {name} with {options}: {error}") from error
         trunk.reset_classifier(0)
+        if nonlocal_blocks:
+            insert(trunk, nonlocal_blocks, norm=has_batch_norms(trunk))
         width = getattr(trunk, "head_hidden_size", None) or trunk.num_features
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         if hidden:

@@ -2,9 +2,10 @@
 
     fsdp    every rank holds 1/W of weights, gradients and optimizer state; least memory, most traffic
     hsdp    sharded over the ranks of a machine, replicated over machines (Zhao et al. 2023): slow links carry gradients only
-    ddp     replicated everywhere: FSDP over shards of size one, so that checkpoints and clipping know one kind of tensor
+    ddp     replicated everywhere: FSDP over shards of size one
 
-One worker in fp32 has nothing to share, and FSDP would only copy each weight and each gradient: it is left out.
+One worker in fp32 has nothing to share, and FSDP would only copy each weight and each gradient: its parameters stay plain tensors.
+Checkpoints and clipping know both kinds. What only sharded weights can get wrong, tests must try with two workers.
 
 The root is called through `forward` only, so that every gather and every reduction happens; calling a tower by itself on sharded
 weights fails loudly ("mixed Tensor and DTensor"). The logit scale and bias stay outside: a bf16 policy would round them (14.2857 →

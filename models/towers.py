@@ -18,6 +18,7 @@ import open_clip
 from timm.models import register_model
 from torch import Tensor, nn
 
+from sightline.models import cct, ladder  # noqa: F401 - timm learns their names
 from sightline.models.classifier import Classifier, freeze_batch_norms
 from sightline.models.lseg import DenseHead, Lseg, Residual
 from sightline.models.predictive import build_predictor

@@ -2,8 +2,8 @@
 
 HAProxy takes requests straight to the replicas, eight times as many a second as Serve's Python proxy (measured), and repeats
 those that a dying replica left unanswered: inference changes nothing, so asking twice is harmless. It can repeat what fits its
-buffer and was in it whole when it was first sent on, so it is told to wait for a request's end. (One that it cannot repeat, and
-that is not the first of its connection, is lost: HAProxy closes the connection without a word.)
+buffer and was in it whole when it was first sent on, so it is told to wait for a request's end, a minute at most. (One that it
+cannot repeat, and that is not the first of its connection, is lost: HAProxy closes the connection without a word.)
 
 Ray writes HAProxy's configuration, has no setting for that, lets its statistics and metrics listen on all interfaces, and anybody
 use its admin socket. Ray also lets one name the program to start, so what it starts is a script that mends those before HAProxy
@@ -23,12 +23,17 @@ BUFFER_BYTES = 2**20
 MAX_CONNECTIONS = 512
 # How long a replica that goes away still takes requests: HAProxy has heard of it well before.
 DRAIN_S = 2
+# How long a request may take to arrive: whoever sends slowly would hold one of the connections.
+REQUEST_S = 60
 
 SCRIPT = r"""#!/bin/sh
 for argument; do case "$argument" in *.cfg) config=$argument;; esac; done
 if [ -n "$config" ]; then
   sed -i -e 's/bind :METRICS$/bind 127.0.0.1:METRICS/' -e 's/bind \*:STATS$/bind 127.0.0.1:STATS/' \
-    -e 's/mode 666 level/mode 600 level/' -e 's/^ *option redispatch 1$/&\n    option http-buffer-request/' "$config"
+    -e 's/mode 666 level/mode 600 level/' -e 's/^ *option redispatch 1$/&\n    option http-buffer-request\n    TIMEOUT/' "$config"
+  for wanted in 'bind 127.0.0.1:METRICS' 'bind 127.0.0.1:STATS' 'mode 600 level' 'option http-buffer-request'; do
+    grep -q "$wanted" "$config" || { echo "sightline: no '$wanted' in HAProxy's file; this Ray writes another" >&2; exit 1; }
+  done
 fi
 exec 'HAPROXY' "$@"
 """
@@ -51,6 +56,7 @@ def environment(folder: Path) -> dict[str, str]:
     metrics, stats = free_ports(2)
     script = folder / "haproxy"
     text = SCRIPT.replace("METRICS", str(metrics)).replace("STATS", str(stats))
+    text = text.replace("TIMEOUT", f"timeout http-request {REQUEST_S}s")
     script.write_text(text.replace("HAPROXY", get_haproxy_binary()))
     script.chmod(0o700)
     return {
@@ -69,7 +75,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def settings() -> dict[str, str]:
-    """Those that hold wherever HAProxy runs; a cluster's manifest has them too."""
+    """Those that Ray knows; a cluster's manifest has them too, and without our script repeats only what arrives in one piece."""
     return {
         # A replica that dies has accepted requests and answers none of them.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",

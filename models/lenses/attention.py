@@ -36,6 +36,7 @@ import torchvision.models.swin_transformer
 from torch import Tensor, nn
 
 from sightline.models.lenses.explicit import again
+from sightline.models.lenses.subject import DoesNotApply
 
 TIMM_WINDOWS = (timm.models.swin_transformer.WindowAttention, timm.models.swin_transformer_v2.WindowAttention)
 WINDOWS = (*TIMM_WINDOWS, torchvision.models.swin_transformer.ShiftedWindowAttention)
@@ -193,7 +194,7 @@ def _modules(tower: nn.Module) -> dict[str, nn.Module]:
     """The attention modules of a tower by name.
 
     Raises:
-        ValueError: there are none, or some of them are of an unknown kind.
+        DoesNotApply: there are none, or some of them are of an unknown kind.
     """
     known = {name: module for name, module in tower.named_modules() if isinstance(module, KNOWN)}
     around = re.compile("|".join([rf"{re.escape(name)}(\..*)?" for name in known] or ["(?!)"]))
@@ -207,9 +208,9 @@ def _modules(tower: nn.Module) -> dict[str, nn.Module]:
     kind = type(getattr(tower, "trunk", tower)).__name__
     choices = "ViT, DeiT, EVA, BEiT and Swin of timm or torchvision, the ViT and the ResNet of CLIP, and attention pools"
     if unknown:
-        raise ValueError(f"the image tower {kind} has attention of another kind, {sorted(unknown)[0]}; known are {choices}")
+        raise DoesNotApply(f"the image tower {kind} has attention of another kind, {sorted(unknown)[0]}; known are {choices}")
     if not known:
-        raise ValueError(f"the image tower {kind} has no attention; this lens is for {choices}")
+        raise DoesNotApply(f"the image tower {kind} has no attention; this lens is for {choices}")
     return known
 
 

@@ -100,20 +100,28 @@ def effective_field(tower: nn.Module, layer: str, batches: Iterable[Tensor], fou
 
 
 def measure(field_HW: NDArray[np.float64]) -> Effective:
-    """The size of a field, whose largest value is 1."""
+    """The size of a field, whose largest value is 1.
+
+    Raises:
+        ValueError: no Gaussian can be fitted to it.
+    """
     height, width = field_HW.shape
     y, x = np.mgrid[:height, :width].astype(np.float64)
 
-    def gaussian(_: object, height: float, cy: float, cx: float, sigma: float) -> NDArray[np.float64]:
-        return (height * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * sigma**2))).ravel()
+    def gaussian(_: object, peak: float, cy: float, cx: float, sigma: float) -> NDArray[np.float64]:
+        return (peak * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * sigma**2))).ravel()
 
     mass = field_HW**2 / (field_HW**2).sum()
     cy, cx = float((mass * y).sum()), float((mass * x).sum())
     spread = float(np.sqrt((mass * ((y - cy) ** 2 + (x - cx) ** 2)).sum()))  # of the squares, in two dimensions: σ of the root
     bounds = ([0, -1, -1, 1e-3], [10, height, width, 10 * (height + width)])
-    best, _ = curve_fit(gaussian, None, field_HW.ravel(), p0=(1.0, cy, cx, max(0.5, spread)), bounds=bounds)
+    variance = float(((field_HW - field_HW.mean()) ** 2).sum())
+    try:
+        best, _ = curve_fit(gaussian, None, field_HW.ravel(), p0=(1.0, cy, cx, max(0.5, spread)), bounds=bounds)
+    except RuntimeError as error:
+        raise ValueError(f"no Gaussian fits this field: {error}") from error
     left = float(((field_HW.ravel() - gaussian(None, *best)) ** 2).sum())
-    r2 = 1 - left / float(((field_HW - field_HW.mean()) ** 2).sum())
+    r2 = 1 - left / variance if variance else 0.0
     return Effective(field_HW, (float(best[1]), float(best[2])), float(best[3]), r2, int((field_HW > SHARE).sum()))
 
 

@@ -77,6 +77,8 @@ def denoised(
         raise ValueError(f"pixels are uint8, not {image_CHW.dtype}; for floats there is nl_means")
     if not sigma > 0:
         raise ValueError(f"sigma={sigma} is no standard deviation of noise; 10, 25 and 50 are usual")
+    if kernel not in H_OF_SIGMA:
+        raise ValueError(f"kernel={kernel!r} is not one of {', '.join(H_OF_SIGMA)}")
     h = H_OF_SIGMA[kernel] * sigma if h is None else h
     clean_BCHW = nl_means(image_CHW[None].float(), h=h, patch=patch, distance=distance, sigma=sigma, kernel=kernel)
     return clean_BCHW[0].round_().clamp_(0, 255).to(torch.uint8)

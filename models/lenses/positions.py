@@ -30,6 +30,7 @@ from timm.layers import PatchEmbed, build_sincos2d_pos_embed, resample_abs_pos_e
 from torch import Tensor, nn
 
 from sightline.models.lenses.attention import patch_of
+from sightline.models.lenses.subject import DoesNotApply
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def positions(tower: nn.Module) -> list[Positions]:
     """The embeddings that a tower adds, and the rotary ones that it turns by; most towers have one of them.
 
     Raises:
-        ValueError: it has neither.
+        DoesNotApply: it has neither.
     """
     tower = getattr(tower, "trunk", tower)
     grid, rope = _grid(tower), getattr(tower, "rope", None)
@@ -62,7 +63,7 @@ def positions(tower: nn.Module) -> list[Positions]:
         found.append(Positions("rotary", vector_PD, vector_PD[:0], grid))
     if not found:
         other = "; relative_biases gives those that it has" if relative_biases(tower) else ""
-        raise ValueError(f"the tower {type(tower).__name__} has no position embeddings{other}")
+        raise DoesNotApply(f"the tower {type(tower).__name__} has no position embeddings{other}")
     return found
 
 
@@ -175,7 +176,7 @@ def _added(table_ND: Tensor, grid: tuple[int, int]) -> Positions:
     """Sines and cosines come in pairs, so that every such vector is √(D/2) long; no learned ones are."""
     prefix = len(table_ND) - grid[0] * grid[1]
     if table_ND.ndim != 2 or prefix < 0 or grid == (1, 0):
-        raise ValueError(
+        raise DoesNotApply(
             f"position embeddings of shape {list(table_ND.shape)} for a grid of {grid[0]}×{grid[1]} are not known here"
         )
     vector_PD = table_ND[prefix:]

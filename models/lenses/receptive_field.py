@@ -22,6 +22,8 @@ import torch
 from timm.models._features_fx import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 
+from sightline.models.lenses.subject import DoesNotApply
+
 Pair = tuple[int, int]
 
 
@@ -46,10 +48,10 @@ class Axis:
         """What two branches see together.
 
         Raises:
-            ValueError: they step by different strides, so that their units do not correspond.
+            DoesNotApply: they step by different strides, so that their units do not correspond.
         """
         if self.stride != other.stride:
-            raise ValueError(f"branches with strides {self.stride} and {other.stride} meet; their fields have no common form")
+            raise DoesNotApply(f"branches with strides {self.stride} and {other.stride} meet; their fields have no common form")
         return Axis(min(self.left, other.left), max(self.right, other.right), self.stride)
 
 
@@ -88,16 +90,77 @@ class Layer:
 
 WINDOWED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 TO_ONE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-OVER_ALL = frozenset({"mean", "amax", "max", "sum", "adaptive_avg_pool2d", "scaled_dot_product_attention"})
-POOLS = frozenset({"avg_pool2d", "max_pool2d", "boolean_dispatch"})  # torch's own name for the second is the third
-REFUSED = frozenset({"interpolate", "upsample", "pixel_shuffle", "grid_sample", "conv_transpose2d", "roll"})
+OVER_ALL = frozenset({"mean", "amax", "adaptive_avg_pool2d", "scaled_dot_product_attention", "matmul"})
+POOLS = frozenset({"avg_pool2d", "max_pool2d"})
+# What acts on each place by itself, or changes a tensor's form alone. Whatever is not known to is refused.
+POINTWISE_TYPES = (nn.Identity,)
+POINTWISE_MODULES = (
+    "torch.nn.modules.activation",
+    "torch.nn.modules.batchnorm",
+    "torch.nn.modules.normalization",
+    "torch.nn.modules.instancenorm",
+    "torch.nn.modules.dropout",
+    "torch.nn.modules.linear",
+    "torch.nn.modules.flatten",
+    "timm.layers.activations",
+    "timm.layers.drop",
+    "timm.layers.layer_scale",
+    "timm.layers.linear",
+    "timm.layers.norm",
+    "timm.layers.norm_act",
+    "torchvision.ops.misc",
+    "torchvision.ops.stochastic_depth",
+)
+POINTWISE = frozenset(
+    [
+        "add",
+        "iadd",
+        "sub",
+        "isub",
+        "mul",
+        "imul",
+        "truediv",
+        "cat",
+        "relu",
+        "relu_",
+        "gelu",
+        "silu",
+        "sigmoid",
+        "tanh",
+        "hardtanh",
+        "hardsigmoid",
+        "hardswish",
+        "relu6",
+        "softplus",
+        "dropout",
+        "layer_norm",
+        "batch_norm",
+        "flatten",
+        "reshape",
+        "view",
+        "permute",
+        "transpose",
+        "contiguous",
+        "squeeze",
+        "unsqueeze",
+        "split",
+        "chunk",
+        "clone",
+        "float",
+        "to",
+        "type_as",
+        "getitem",
+        "stochastic_depth",
+        "drop_path",
+    ]
+)
 
 
 def receptive_fields(tower: nn.Module) -> list[Layer]:
     """Every convolution and pooling of a network, in the order in which they run.
 
     Raises:
-        ValueError: the network cannot be traced, or does something whose field has no closed form.
+        DoesNotApply: the network cannot be traced, or does something whose field has no closed form.
     """
     return [layer for layer, shown in _propagate(tower) if shown]
 
@@ -133,7 +196,7 @@ def _propagate(tower: nn.Module) -> Iterator[tuple[Layer, bool]]:
         graph = _Tracer().trace(tower)
     except Exception as error:  # torch.fx raises whatever the network's own code raises on a value that is not there
         why = " ".join(str(error).split())[:160]
-        raise ValueError(f"this network cannot be traced ({why}); its field can still be measured by gradient") from error
+        raise DoesNotApply(f"this network cannot be traced ({why}); its field can still be measured by gradient") from error
     fields: dict[fx.Node, Field | None] = {}
     for node in graph.nodes:
         below = [fields[given] for given in node.all_input_nodes]
@@ -161,6 +224,7 @@ def _is_shape(node: fx.Node) -> bool:
 
 def _through(node: fx.Node, module: nn.Module | None, field: Field) -> Field:
     name = type(module).__name__ if module is not None else _name(node)
+    everywhere = Field(field.y, field.x, everywhere=True)
     if module is None and name in POOLS:
         given: dict[str, Any] = dict(zip(("kernel_size", "stride", "padding"), node.args[1:], strict=False)) | node.kwargs
         module = nn.AvgPool2d(given["kernel_size"], given.get("stride"), given.get("padding", 0))
@@ -170,17 +234,27 @@ def _through(node: fx.Node, module: nn.Module | None, field: Field) -> Field:
         (ky, kx), (sy, sx), (dy, dx) = _pair(module.kernel_size), _pair(module.stride), _pair(getattr(module, "dilation", 1))
         (py, px) = _paddings(module, (ky, kx), (dy, dx))
         return Field(field.y.under(ky, sy, py, dy), field.x.under(kx, sx, px, dx))
-    if isinstance(module, TO_ONE) or "attention" in name.lower() or "adaptive" in name.lower():
-        return Field(field.y, field.x, everywhere=True)
+    if isinstance(module, (*TO_ONE, nn.MultiheadAttention)):
+        return everywhere
+    if module is not None and (type(module).__module__ in POINTWISE_MODULES or isinstance(module, POINTWISE_TYPES)):
+        return field
     if module is None and name in OVER_ALL:
-        return field if _over_channels(node) else Field(field.y, field.x, everywhere=True)
-    if name in REFUSED or isinstance(module, (nn.ConvTranspose2d, nn.Upsample, nn.PixelShuffle)):
-        raise ValueError(f"{node.name} ({name}) has no closed form here; measure its field by gradient")
-    return field  # pointwise, or a change of form
+        return field if _over_channels(node) else everywhere
+    if module is None and name in POINTWISE and _whole_places(node):
+        return field
+    raise DoesNotApply(f"{node.name} ({name}) has no closed form here; its field can be measured by gradient")
 
 
 def _name(node: fx.Node) -> str:
     return str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))
+
+
+def _whole_places(node: fx.Node) -> bool:
+    """Whether an index leaves places as they are; true of all that is no index."""
+    if _name(node) != "getitem":
+        return True
+    index: Any = node.args[1]
+    return isinstance(index, int) or (isinstance(index, tuple) and all(one in (slice(None), Ellipsis) for one in index[1:]))
 
 
 def _over_channels(node: fx.Node) -> bool:
@@ -197,7 +271,7 @@ def _paddings(module: Any, kernel: Pair, dilation: Pair) -> tuple[Pair, Pair]:
     """Padding before and after, vertically and horizontally.
 
     Raises:
-        ValueError: the padding depends on the image's size.
+        DoesNotApply: the padding depends on the image's size.
     """
     if module.padding == "same":
         totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
@@ -205,13 +279,15 @@ def _paddings(module: Any, kernel: Pair, dilation: Pair) -> tuple[Pair, Pair]:
     if module.padding == "valid":
         return (0, 0), (0, 0)
     if type(module).__name__.endswith("Same"):
-        raise ValueError("TensorFlow's padding depends on the size of the image; measure the field by gradient")
+        raise DoesNotApply("TensorFlow's padding depends on the size of the image; measure the field by gradient")
     y, x = _pair(module.padding)
     return (y, y), (x, x)
 
 
 def unit_gradient(tower: nn.Module, layer: str, image_BCHW: Tensor, unit: Pair | None = None) -> tuple[Tensor, Pair, Pair]:
-    """The gradient of one place of a layer, summed over its channels, by the pixels (Luo et al. 2016, section 2).
+    """The gradient of one place of a layer by the pixels (Luo et al. 2016, section 2), of a fixed random mixture of its channels.
+
+    (Their plain sum would not do: after a layer norm it is the same whatever the image.)
 
     Args:
         layer: a module's name, whose output is a map [B, C, h, w] or [B, h, w, C], or tokens [B, N, C] of a square grid, perhaps
@@ -238,7 +314,8 @@ def unit_gradient(tower: nn.Module, layer: str, image_BCHW: Tensor, unit: Pair |
             places_BChw = as_map(kept[0], layer)
             grid = (places_BChw.shape[2], places_BChw.shape[3])
             row, column = unit or (grid[0] // 2, grid[1] // 2)
-            (gradient,) = torch.autograd.grad(places_BChw[:, :, row, column].sum(), image_BCHW)
+            mixture_C = torch.randn(places_BChw.shape[1], generator=torch.Generator().manual_seed(0)).to(image_BCHW)
+            (gradient,) = torch.autograd.grad((places_BChw[:, :, row, column] @ mixture_C).sum(), image_BCHW)
     finally:
         hook.remove()
     return gradient, (row, column), grid

@@ -5,7 +5,8 @@
     timm/deit_tiny_patch16_224            an architecture of timm, with its default pretrained weights or with those of a file
     torchvision/resnet50                  an architecture of torchvision, likewise
 
-A seed in the place of weights draws random ones: what an architecture sees before it was trained.
+A seed in the place of weights draws random ones: what an architecture sees before it was trained. Gains that libraries begin at
+zero or next to it (of a residual branch's last norm, of layer scale) are 1 then: with them, a network is its shortcuts alone.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ from sightline.models.load import load_model
 from sightline.models.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 LIBRARIES = ("timm", "torchvision")
+SMALL = 1e-3  # layer scale begins at 1e-6 to 1e-4
+
+
+class DoesNotApply(ValueError):  # noqa: N818 - it is an answer
+    """A lens has nothing to say of a model: it has no attention, or no positions."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +61,19 @@ def load_subject(name: str, weights: str = "", seed: int | None = None) -> Subje
     Raises:
         ValueError: there is no such model, or its weights cannot be had; the message names the choices.
     """
+    if weights and seed is not None:
+        raise ValueError("weights from a file and random ones by a seed exclude each other; give one of the two")
     library, _, architecture = name.partition("/")
     if library in LIBRARIES:
         tower, preprocess = (_timm if library == "timm" else _torchvision)(architecture, not weights and seed is None, seed)
-        if weights and seed is None:
+        if weights:
             load_into(tower, weights)
+        if seed is not None:
+            _open_branches(tower)
         return Subject(name, tower.eval().float(), preprocess)
-    if weights:
-        raise ValueError(f"{name} has its own weights; weights from a file are for timm/NAME and torchvision/NAME")
+    if weights or seed is not None:
+        raise ValueError(f"{name} has its own weights; others, from a file or a seed, are for timm/NAME and torchvision/NAME")
     clip = load_model(name)
-    if seed is not None:
-        raise ValueError(f"{name} is a trained model; random weights are for timm/NAME and torchvision/NAME")
     visual = clip.towers.visual
     return Subject(clip.name, visual.trunk if isinstance(visual, TimmModel) else visual, clip.preprocess, clip)
 
@@ -93,6 +101,16 @@ def _torchvision(architecture: str, pretrained: bool, seed: int | None) -> tuple
         raise ValueError(_no_weights(f"torchvision/{architecture}", error)) from error
     size = getattr(tower, "image_size", 224)
     return tower, Preprocess(size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+@torch.no_grad()
+def _open_branches(tower: nn.Module) -> None:
+    """Set gains that are all but zero to 1."""
+    for module in tower.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            scales = parameter.ndim == 1 or parameter.shape[1:].numel() == 1  # also [C, 1, 1], as ConvNeXt of torchvision has it
+            if scales and name not in ("bias", "beta") and bool((parameter.abs() <= SMALL).all()):
+                parameter.fill_(1.0)
 
 
 def _unknown(library: str, architecture: str, known: list[str]) -> str:

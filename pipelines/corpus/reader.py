@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -203,6 +204,16 @@ class Corpus:
             with self._store.open(shard.sidecar) as file:
                 tables.append(pq.read_table(file, columns=columns).select(columns).cast(schema))
         return pa.concat_tables(tables)
+
+    @cached_property
+    def caption_counts(self) -> NDArray[np.int64]:
+        """How many captions each row has [N]; the texts themselves are dropped shard by shard."""
+        counts = [np.empty(0, np.int64)]
+        for shard in self.shards:
+            with self._store.open(shard.sidecar) as file:
+                captions = pq.read_table(file, columns=["captions"]).column("captions")
+            counts.append(pc.fill_null(pc.list_value_length(captions), 0).to_numpy().astype(np.int64))
+        return np.concatenate(counts)
 
     @cached_property
     def splits(self) -> dict[str, int]:

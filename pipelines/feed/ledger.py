@@ -47,7 +47,7 @@ def link(before: str, total: NDArray[np.int64]) -> str:
 
 
 def replay(samples: Samples, uids: NDArray[np.uint8], key: str, global_batch: int, steps: int) -> Iterator[str]:
-    """The links of the steps 1, 2, ... of a run over samples of rows with these uids [N, 16], in the order that the key gives."""
+    """The links of the steps 1, 2, ... of a run over samples of rows with these uids [R, 16], in the order that the key gives."""
     at_once = max(1, BLOCK // global_batch)
     before = origin(key)
     for step in range(0, steps, at_once):

@@ -70,35 +70,33 @@ def rows_at(first: int, count: int, size: int, key: str) -> tuple[NDArray[np.int
 
 @dataclass(frozen=True)
 class Samples:
-    """What an epoch goes through, once each.
+    """What an epoch goes through: each row once, or as often as it is said of it.
 
-    A visit is a number that a row never sees twice in a run; captions and augmentation depend on it. Where an epoch has a row once,
-    it is the epoch's number.
+    A visit is a number under which a row is never seen twice in a run; captions and augmentation depend on it. Where an epoch has a
+    row once, it is the epoch's number.
 
     Attributes:
-        rows: int64 [N], corpus rows, one for each sample.
-        turns, times: int64 [N]: this is visit `turns` of the `times` that the row gets in each epoch.
+        rows: int64 [R], corpus rows.
+        ends: int64 [R], how many samples the rows up to and with this one have; None: one each.
     """
 
     rows: NDArray[np.int64]
-    turns: NDArray[np.int64]
-    times: NDArray[np.int64]
-
-    @classmethod
-    def once(cls, rows: NDArray[np.int64]) -> Samples:
-        """Every row once."""
-        return cls(rows, np.broadcast_to(np.int64(0), rows.shape), np.broadcast_to(np.int64(1), rows.shape))
+    ends: NDArray[np.int64] | None = None
 
     @classmethod
     def often(cls, rows: NDArray[np.int64], times: NDArray[np.int64]) -> Samples:
-        """Every row as many times as is said of it [N]."""
-        starts = np.repeat(np.cumsum(times) - times, times)
-        return cls(np.repeat(rows, times), np.arange(times.sum(), dtype=np.int64) - starts, np.repeat(times, times))
+        """Every row as many times an epoch as is said of it [R]."""
+        return cls(rows, np.cumsum(times))
 
     def __len__(self) -> int:
-        return len(self.rows)
+        """N, of an epoch."""
+        return len(self.rows) if self.ends is None else int(self.ends[-1])
 
     def at(self, first: int, count: int, key: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Which sample stands at the positions first, first + 1, ... [count], and which visit of its row that is."""
-        place, epoch = rows_at(first, count, len(self), key)
-        return place, epoch * self.times[place] + self.turns[place]
+        """Places in `rows` of the samples at the positions first, first + 1, ... [count], and which visits of those these are."""
+        sample, epoch = rows_at(first, count, len(self), key)
+        if self.ends is None:
+            return sample, epoch
+        place = np.searchsorted(self.ends, sample, side="right")
+        start = np.where(place > 0, self.ends[place - 1], 0)
+        return place, epoch * (self.ends[place] - start) + sample - start

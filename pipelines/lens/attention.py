@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ SOURCE = (
 Score = Callable[[Any], Tensor]
 
 
+@dataclass(frozen=True)
+class Heads:
+    """Of a layer's heads [H]: how far they look, in pixels (None for a pool), and how evenly, in nats."""
+
+    distance_H: Tensor | None
+    entropy_H: Tensor
+
+
 def look(subject: Subject, pixels_BCHW: Tensor, folder: Path, *, label: str = "", layer: str = "") -> Seen:
     """Attention of a tower to uint8 images [B, 3, S, S].
 
@@ -35,20 +44,25 @@ def look(subject: Subject, pixels_BCHW: Tensor, folder: Path, *, label: str = ""
     Raises:
         ValueError: the tower has no attention, or no such layer.
     """
-    images_BCHW = subject.preprocess.normalise(pixels_BCHW)
-    layers = attentions(subject.tower, images_BCHW, score_of(subject, label))
-    maps = {
-        "rollout": attended(subject.tower, layers, rollout(layers)),
-        "relevance": attended(subject.tower, layers, relevance_of(layers)),
-    }
-    figures = [draw_depth(subject.name, layers, folder), draw_sheet(pixels_BCHW, maps, folder / "attention.png")]
+    score = score_of(subject, label)
+    first: list[LayerAttention] = []
+    heads: list[list[Heads]] = []
+    maps: dict[str, list[Tensor]] = {"rollout": [], "relevance": []}
+    for pixels_CHW in pixels_BCHW:  # one by one: the weights of all layers are large
+        layers = attentions(subject.tower, subject.preprocess.normalise(pixels_CHW[None]), score)
+        maps["rollout"].append(attended(subject.tower, layers, rollout(layers))[0])
+        maps["relevance"].append(attended(subject.tower, layers, relevance_of(layers))[0])
+        heads.append([Heads(None if one.pools else mean_distance(one), entropy(one)) for one in layers])
+        first = first or layers
+    means = [mean_of(of_layer) for of_layer in zip(*heads, strict=True)]
+    figures = [draw_depth(subject.name, means, folder), draw_sheet(pixels_BCHW, maps, folder / "attention.png")]
     if layer:
-        figures.append(draw_heads(pixels_BCHW[0], pick(layers, layer), folder / "attention-heads.png"))
+        figures.append(draw_heads(pixels_BCHW[0], pick(first, layer), folder / "attention-heads.png"))
     numbers = {
         "model": subject.name,
         "images": len(pixels_BCHW),
         "score": f"similarity to {label!r}" if label else "the largest output",
-        "layers": [facts(one) for one in layers],
+        "layers": [facts(layer, mean) for layer, mean in zip(first, means, strict=True)],
     }
     caption = (
         "Mean distance in pixels between a place and what it attends to, a dot a head: shallow layers have near and far heads, "
@@ -79,41 +93,43 @@ def score_of(subject: Subject, label: str) -> Score:
     return score
 
 
-def facts(layer: LayerAttention) -> dict[str, Any]:
+def mean_of(images: Sequence[Heads]) -> Heads:
+    """Over images."""
+    distances = [one.distance_H for one in images if one.distance_H is not None]
+    return Heads(torch.stack(distances).mean(0) if distances else None, torch.stack([one.entropy_H for one in images]).mean(0))
+
+
+def facts(layer: LayerAttention, heads: Heads) -> dict[str, Any]:
     """Of a layer, head by head."""
-    distance = None if layer.pools else [round(value, 4) for value in mean_distance(layer).tolist()]
     return {
         "layer": layer.name,
-        "distance_px": distance,
-        "entropy_nats": [round(value, 4) for value in entropy(layer).tolist()],
+        "distance_px": None if heads.distance_H is None else [round(value, 4) for value in heads.distance_H.tolist()],
+        "entropy_nats": [round(value, 4) for value in heads.entropy_H.tolist()],
         "grid": list(layer.grid),
         "window": None if layer.window is None else list(layer.window.size),
     }
 
 
-def draw_depth(name: str, layers: Sequence[LayerAttention], folder: Path) -> Path:
+def draw_depth(name: str, layers: Sequence[Heads], folder: Path) -> Path:
     figure, (far, sharp) = panels(2, side=4)
-    placed = [(depth, layer) for depth, layer in enumerate(layers, 1)]
-    for depth, layer in placed:
-        if not layer.pools:
-            distances = sorted(mean_distance(layer).tolist())
-            far.plot([depth] * len(distances), distances, "o", color="#0072b2", alpha=0.7, markersize=4)
-        entropies = sorted(entropy(layer).tolist())
-        sharp.plot([depth] * len(entropies), entropies, "o", color="#d55e00", alpha=0.7, markersize=4)
+    for depth, heads in enumerate(layers, 1):
+        for place, values, colour in ((far, heads.distance_H, "#0072b2"), (sharp, heads.entropy_H, "#d55e00")):
+            if values is not None:
+                place.plot([depth] * len(values), values.tolist(), "o", color=colour, alpha=0.7, markersize=4)
     far.set(xlabel="layer", ylabel="mean attention distance, pixels", title=name, ylim=(0, None))
     sharp.set(xlabel="layer", ylabel="entropy, nats", title="0: one token; high: all alike", ylim=(0, None))
     return save(figure, folder / "attention-depth.svg")
 
 
-def draw_sheet(pixels_BCHW: Tensor, maps: dict[str, Tensor], path: Path) -> Path:
+def draw_sheet(pixels_BCHW: Tensor, maps: dict[str, list[Tensor]], path: Path) -> Path:
     """A contact sheet: a column an image, the picture and each map over it."""
     count = len(pixels_BCHW)
     figure, axes = panels(count * (1 + len(maps)), columns=count, side=1.8)
     for i, pixels_CHW in enumerate(pixels_BCHW):
         axes[i].imshow(pixels_CHW.permute(1, 2, 0).numpy())
-        for row, (name, map_Bhw) in enumerate(maps.items(), 1):
+        for row, (name, of_images) in enumerate(maps.items(), 1):
             place = axes[row * count + i]
-            overlay(place, pixels_CHW, map_Bhw[i])
+            overlay(place, pixels_CHW, of_images[i])
             place.set_title(name if i == 0 else "", fontsize=8)
     for place in axes:
         place.set_axis_off()

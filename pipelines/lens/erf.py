@@ -10,21 +10,25 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sightline.models.interchange.origin import sha256
 from sightline.models.lenses.erf import Effective, Sum, effective_field, measure
-from sightline.models.lenses.receptive_field import field_of, unit_gradient
-from sightline.models.lenses.subject import Subject, load_subject
+from sightline.models.lenses.receptive_field import Field, receptive_fields, unit_gradient
+from sightline.models.lenses.subject import DoesNotApply, Subject, load_subject
 from sightline.models.sharding import block_names
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.lens.figures import panels, save, show_field
 from sightline.pipelines.lens.images import batches
 from sightline.pipelines.lens.report import Seen
 
+ALGORITHM = "sl-erf-1"
+LIBRARIES = ("torch", "torchvision", "timm", "open_clip_torch")
 SOURCE = "Luo, Li, Urtasun and Zemel 2016, Understanding the Effective Receptive Field in Deep Convolutional Neural Networks"
 
 
@@ -38,6 +42,7 @@ class Part:
         layer: "" for the last one with places.
         corpus, root, split: where images come from; "" for noise.
         images: how many.
+        digest: of the model's own files, where it has any.
     """
 
     model: str
@@ -48,11 +53,25 @@ class Part:
     root: str = ""
     split: str | None = None
     images: int = 16
+    digest: str = ""
 
     @property
     def key(self) -> str:
-        """All that decides its numbers, but for what is in the files of a model."""
-        return "erf-" + hashlib.sha256(json.dumps([asdict(self), torch.__version__]).encode()).hexdigest()[:16]
+        """All that decides its numbers."""
+        facts = [ALGORITHM, asdict(self), *(version(name) for name in LIBRARIES)]
+        return "erf-" + hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def part_of(model: str, weights: str = "", **more: Any) -> Part:
+    """A part whose model is where any worker finds it, and known by its files."""
+    paths = [Path(name) for name in (model, weights) if name and Path(name).exists()]
+    digest = hashlib.sha256()
+    for path in paths:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.suffix in (".safetensors", ".json"):
+                digest.update(sha256(file).encode())
+    model, weights = (str(Path(name).resolve()) if name and Path(name).exists() else name for name in (model, weights))
+    return Part(model, weights, digest=digest.hexdigest() if paths else "", **more)
 
 
 def compute(part: Part) -> dict[str, Tensor]:
@@ -96,13 +115,13 @@ def report(parts: Sequence[Part], found: Sequence[Mapping[str, Tensor]], folder:
         size = measure(together([one for _, one in members]).field())
         first = members[0][0]
         facts = described(load_subject(first.model, first.weights, first.seed), first, size) | {
-            "model": model,
+            "model": Path(model).name if Path(model).exists() else model,
             "weights": "its own" if trained else f"random, {len(members)} seeds",
-            "images": sum(part.images for part, _ in members),
+            "images": sum(int(one["count"]) for _, one in members),
         }
         numbers.append(facts)
         box = facts.pop("box")
-        show_field(place, size.field_HW, f"{model}\n{facts['weights']}: σ {size.sigma:.1f}, √area {size.side:.0f} px", box)
+        show_field(place, size.field_HW, f"{facts['model']}\n{facts['weights']}: σ {size.sigma:.1f}, √area {size.side:.0f} px", box)
     caption = (
         "How much each pixel changes the middle unit of a layer (bright: much). Dotted: the theoretical field, where the image "
         "does not end first. Random weights give nearly Gaussian fields far smaller than it; training makes them grow."
@@ -116,8 +135,8 @@ def described(subject: Subject, part: Part, found: Effective) -> dict[str, Any]:
     side, box = subject.preprocess.size, None
     theoretical: int | None = None
     try:
-        field = field_of(subject.tower, inside(subject.tower, layer))
-    except ValueError:
+        field = within(subject.tower, layer)
+    except DoesNotApply:
         field = None
     if field is not None and not field.everywhere:
         _, unit, _ = unit_gradient(subject.tower, layer, torch.zeros(1, 3, side, side))
@@ -134,10 +153,13 @@ def described(subject: Subject, part: Part, found: Effective) -> dict[str, Any]:
     }
 
 
-def inside(tower: nn.Module, layer: str) -> str:
-    """The last convolution of a layer: blocks have no field of their own."""
-    module = tower.get_submodule(layer)
-    names = [name for name, child in module.named_modules(prefix=layer) if isinstance(child, nn.Conv2d)]
-    if not names:
-        raise ValueError(f"{layer} has no convolution")
-    return names[-1]
+def within(tower: nn.Module, layer: str) -> Field:
+    """The field of a block's output: the widest of the convolutions in it, whichever branch that is on.
+
+    Raises:
+        DoesNotApply: there is none, or no closed form.
+    """
+    found = [one.field for one in receptive_fields(tower) if one.name == layer or one.name.startswith(f"{layer}.")]
+    if not found:
+        raise DoesNotApply(f"{layer} has no convolution")
+    return max(found, key=lambda field: (field.everywhere, field.y.size))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
-from sightline.models.lenses.subject import Subject
+from sightline.models.lenses.subject import DoesNotApply, Subject
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.lens import attention, erf, nlmeans, positions, receptive_field
 from sightline.pipelines.lens.erf import Part
@@ -58,7 +58,7 @@ def look(
         watch("lenses", number, len(lenses))
         try:
             found.append(lens())
-        except ValueError as error:
+        except DoesNotApply as error:
             without[name] = str(error)
     watch("lenses", len(lenses), len(lenses))
     return found, without

@@ -33,6 +33,7 @@ def over(parts: Sequence[P], compute: Callable[[P], Numbers], folder: Path, prog
 
     Raises:
         ValueError: whatever a part says of its model.
+        OSError: a worker was lost too often.
     """
     found: dict[int, Numbers] = {}
     task: Any = ray.remote(num_cpus=1, max_retries=3)(alone)
@@ -44,22 +45,25 @@ def over(parts: Sequence[P], compute: Callable[[P], Numbers], folder: Path, prog
             begun[task.remote(compute, part)] = i
     waiting = list(begun)
     progress(len(found), len(parts))
-    while waiting:
-        done, waiting = ray.wait(waiting)
-        i = begun[done[0]]
-        try:
+    try:
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            i = begun[done[0]]
             found[i] = ray.get(done[0])
-        except ray.exceptions.RayTaskError as error:
-            for other in waiting:
-                ray.cancel(other)
-            raise error.as_instanceof_cause() from None
-        keep(path_of(folder, parts[i]), found[i])
-        progress(len(found), len(parts))
+            keep(path_of(folder, parts[i]), found[i])
+            progress(len(found), len(parts))
+    except ray.exceptions.RayTaskError as error:
+        raise error.as_instanceof_cause() from None
+    except ray.exceptions.RayError as error:
+        raise OSError(f"a worker was lost, perhaps for want of memory: {error}; the same command goes on") from error
+    finally:
+        for other in waiting:
+            ray.cancel(other)
     return [found[i] for i in range(len(parts))]
 
 
 def alone(compute: Callable[[P], Numbers], part: P) -> Numbers:
-    """On one core: the numbers are then the same wherever it runs."""
+    """On one core: the numbers then do not depend on how many there are."""
     torch.set_num_threads(1)
     return compute(part)
 

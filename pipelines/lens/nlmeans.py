@@ -51,19 +51,15 @@ def look(
                 found_HWC = denoise(noisy_HWC, sigma, patch=patch, distance=distance)
                 before.append(scores(noisy_HWC, clean_HWC))
                 after.append(scores(found_HWC, clean_HWC))
-                shown[-1] += [noisy_HWC, found_HWC]
+                shown[-1] = shown[-1] or [noisy_HWC, found_HWC]
             rows.append({"sigma": sigma, "noisy": means(before), "denoised": means(after)})
     finally:
         torch.set_num_threads(threads)
     figure, axes = panels(2 * len(sigmas), columns=2, side=3.4)
-    for place, picture, title in zip(
-        axes,
-        [picture for pictures in shown for picture in pictures[:2]],
-        [title(row, name) for row in rows for name in ("noisy", "denoised")],
-        strict=True,
-    ):
+    titles = [title(row, name) for row in rows for name in ("noisy", "denoised")]
+    for place, picture, words in zip(axes, [picture for pictures in shown for picture in pictures], titles, strict=True):
         place.imshow(picture)
-        place.set_title(title, fontsize=8)
+        place.set_title(words, fontsize=8)
         place.set_axis_off()
     caption = (
         "Left, a photo with noise of a known strength; right, each pixel an average of the pixels around whose patches look like "

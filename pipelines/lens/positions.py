@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sightline.models.lenses.positions import Positions, cosine, positions, relative_biases
-from sightline.models.lenses.subject import Subject
+from sightline.models.lenses.subject import DoesNotApply, Subject
 from sightline.pipelines.lens.figures import panels, save
 from sightline.pipelines.lens.report import Seen
 
@@ -20,15 +20,15 @@ def look(subject: Subject, folder: Path) -> Seen:
     """The position embeddings of a tower.
 
     Raises:
-        ValueError: it has none.
+        DoesNotApply: it has none.
     """
+    biases = relative_biases(subject.tower)
     try:
         found = positions(subject.tower)
-    except ValueError:
+    except DoesNotApply:
+        if not biases:
+            raise
         found = []
-    biases = relative_biases(subject.tower)
-    if not found and not biases:
-        raise ValueError(f"{subject.name} has no position embeddings and no relative biases")
     figures = [draw(subject.name, one, folder / f"positions-{one.kind}.png") for one in found]
     if biases:
         figures.append(draw_biases(subject.name, biases, folder / "positions-biases.png"))

@@ -140,7 +140,10 @@ def load(checkpoint: Checkpoint, state: State) -> None:
         raise ValueError(
             f"the checkpoint {checkpoint.path} does not fit this model ({_cause(error)}); remove it, or begin another run"
         ) from error
+    fused = [group["fused"] for group in state.optimizer.param_groups]  # how to compute is this run's matter, not the checkpoint's
     set_state_dict(state.towers, state.optimizer, model_state_dict=target["model"], optim_state_dict=target["optimizer"])
+    for group, how in zip(state.optimizer.param_groups, fused, strict=True):
+        group["fused"] = how
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -189,10 +187,11 @@ def resolve(spec: RunSpec, corpus: Corpus, *, bf16_available: bool) -> RunSpec:
     check_ranges(spec)
     rows, view = select_rows(corpus, spec.data)
     what = f"split {spec.data.split!r}" + (f" that pass {' and '.join(spec.data.filters)}" if view else "")
-    if len(rows) < spec.global_batch:
+    samples = len(samples_of(corpus, rows, spec.data))
+    if samples < spec.global_batch:
         raise ValueError(
-            f"the corpus has {len(rows)} rows in {what}, fewer than one global batch of {spec.global_batch}; "
-            f"give global_batch={max(1, len(rows))} or a larger corpus"
+            f"the corpus has {samples} {'rows' if spec.data.each == 'image' else 'pairs'} in {what}, fewer than one global batch "
+            f"of {spec.global_batch}; give global_batch={max(1, samples)} or a larger corpus"
         )
     model, objective = spec.model, spec.objective
     if spec.data.each == "pair" and isinstance(objective, Classification | Segmentation):
@@ -234,13 +233,12 @@ def located(source: str) -> tuple[str, str]:
 
 def samples_of(corpus: Corpus, rows: NDArray[np.int64], data: DataConfig) -> Samples:
     """What an epoch goes through, of the selected rows."""
-    return Samples.once(rows) if data.each == "image" else Samples.often(rows, captions_of(corpus, rows))
+    return Samples(rows) if data.each == "image" else Samples.often(rows, captions_of(corpus, rows))
 
 
 def captions_of(corpus: Corpus, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many captions each row has [N]."""
-    lengths = pc.fill_null(pc.list_value_length(corpus.sidecar(["captions"])["captions"]), 0)
-    counts: NDArray[np.int64] = lengths.take(pa.array(rows)).to_numpy()
+    """How many captions each row has [R]."""
+    counts: NDArray[np.int64] = corpus.caption_counts[rows]
     return counts
 
 

@@ -68,7 +68,7 @@ def verify_run(run: Path, corpus: str | None = None) -> RunCheck:
     rows, _ = select_rows(opened, spec.data)
     column = opened.sidecar(["uid"]).column("uid").combine_chunks()
     samples = samples_of(opened, rows, spec.data)
-    uids = np.frombuffer(b"".join(column.take(samples.rows).to_pylist()), np.uint8).reshape(len(samples), UID_BYTES)
+    uids = np.frombuffer(b"".join(column.take(rows).to_pylist()), np.uint8).reshape(len(rows), UID_BYTES)
     found: dict[int, set[str]] = {}
     for line in lines:
         record = recorded(line)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from sightline.pipelines.train.spec import RunSpec
 from sightline.recipes.clusters import clip_vit_b16, clip_vit_b32, clip_vit_l14
 from sightline.recipes.demo import clip_demo
+from sightline.recipes.inductive import inductive_cct, inductive_hybrid, inductive_vit, ladder_small
 from sightline.recipes.predictive import captions_demo, captions_small, words_demo, words_small
 from sightline.recipes.segmentation import lseg_camvid, lseg_scenes, lseg_vit_l14
 from sightline.recipes.small import clip_small, lit_small
@@ -22,6 +23,7 @@ RECIPES: dict[str, Callable[[], RunSpec]] = {
         *(clip_demo, clip_small, lit_small, clip_vit_b32, clip_vit_b16, clip_vit_l14),
         *(imagenette_small, imagenette_finetune, vit_b16, vit_l16, vit_h14),
         *(lseg_camvid, lseg_scenes, lseg_vit_l14),
+        *(ladder_small, inductive_vit, inductive_hybrid, inductive_cct),
         *(words_demo, captions_demo, words_small, captions_small),
     )
 }

@@ -39,7 +39,7 @@ def test_the_ranks_parts_are_the_one_process_batch(size: int, step: int, world: 
     assert sum(counts) == 12 and max(counts) - min(counts) <= 1
 
     def feed(own: slice | None) -> InlineFeed:
-        return InlineFeed(lambda row, epoch: (np.empty(0), ""), Samples.once(np.arange(size) * 10), "k", 12, own)  # type: ignore[arg-type, return-value]
+        return InlineFeed(lambda row, epoch: (np.empty(0), ""), Samples(np.arange(size) * 10), "k", 12, own)  # type: ignore[arg-type, return-value]
 
     alone = feed(None).positions(step)
     parts = [feed(Share(counts, rank).own).positions(step) for rank in range(world)]
@@ -79,5 +79,5 @@ def test_an_epoch_of_pairs_has_every_caption_of_every_row_once(counts: list[int]
 @given(st.integers(1, 40), st.integers(0, 200), st.integers(1, 30))
 def test_a_row_once_an_epoch_is_visited_once_an_epoch(size: int, first: int, count: int) -> None:
     rows = np.arange(size) * 3
-    found, wanted = Samples.once(rows).at(first, count, "k"), rows_at(first, count, size, "k")
+    found, wanted = Samples(rows).at(first, count, "k"), rows_at(first, count, size, "k")
     assert found[0].tolist() == wanted[0].tolist() and found[1].tolist() == wanted[1].tolist()

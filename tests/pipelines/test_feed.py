@@ -16,7 +16,7 @@ AUGMENT = Augment(shift=3, grey=0.5, grey_removes=("red", "blue"), flip=0.5, cro
 
 def feed(corpus: Corpus, own: slice | None, threads: int) -> InlineFeed:
     rows = corpus.select("train")
-    return InlineFeed(pixel_loader(corpus, AUGMENT, PREPROCESS, "k"), Samples.once(rows), "k", 24, own, threads)
+    return InlineFeed(pixel_loader(corpus, AUGMENT, PREPROCESS, "k"), Samples(rows), "k", 24, own, threads)
 
 
 def test_batches_are_the_same_at_any_world_size_thread_count_and_start(digits: Corpus) -> None:
@@ -52,7 +52,7 @@ def test_a_broken_row_stops_the_feed(digits: Corpus) -> None:
     def load(row: int, epoch: int) -> tuple[torch.Tensor, str]:
         raise ValueError(f"row {row} is broken")
 
-    broken = InlineFeed(load, Samples.once(digits.select("train")), "k", 8)
+    broken = InlineFeed(load, Samples(digits.select("train")), "k", 8)
     try:
         next(iter(broken.batches(0, 2)))
     except ValueError as error:

@@ -36,6 +36,13 @@ def test_fields_of_attention_are_found_by_gradient(cli_inline: InlineCommandLine
     assert found["without_closed_form"] and {row["size"] for row in found["layers"]} == {found["image"]}
 
 
+def test_fields_of_attention_are_not_those_of_its_stem(cli_inline: InlineCommandLine) -> None:
+    """It can be traced, and a stem in closed form says nothing of the blocks."""
+    found = json.loads(cli_inline("lens", "receptive-field", "torchvision/swin_t", "--seed", 0, "--json").stdout)
+    assert "attend" in found["without_closed_form"] and len(found["layers"]) > 4
+    assert found["layers"][-1]["size"] == found["image"]
+
+
 @pytest.mark.usefixtures("ray_local")
 def test_fields_of_two_models_over_seeds(cli_inline: InlineCommandLine, tmp_path: Path) -> None:
     """On Ray as in a plain loop; the same command again computes nothing, and draws the same bytes."""

@@ -81,7 +81,7 @@ def test_world_size_and_interruption_change_nothing(digits: Corpus, tmp_path: Pa
     assert [step.read for step in again] == [step.read for step in one[30:]]
     rows = digits.select("train")
     uids = np.frombuffer(b"".join(digits.uid(int(row)) for row in rows), np.uint8).reshape(len(rows), 16)
-    assert list(replay(Samples.once(np.arange(len(uids))), uids, spec.order_key, spec.global_batch, STEPS)) == [
+    assert list(replay(Samples(np.arange(len(uids))), uids, spec.order_key, spec.global_batch, STEPS)) == [
         step.read for step in one
     ]
 

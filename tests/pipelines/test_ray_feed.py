@@ -27,7 +27,7 @@ BATCH = 150  # 150 and 97 take three and two parts, 53 takes one
 
 
 def inline(corpus: Corpus, own: slice | None = None) -> InlineFeed:
-    return InlineFeed(pixel_loader(corpus, AUGMENT, PREPROCESS, "k"), Samples.once(corpus.select("train")), "k", BATCH, own)
+    return InlineFeed(pixel_loader(corpus, AUGMENT, PREPROCESS, "k"), Samples(corpus.select("train")), "k", BATCH, own)
 
 
 def decoders() -> list[psutil.Process]:
@@ -78,7 +78,7 @@ def test_labelled_rows_and_masks_are_those_of_the_inline_feed(what: str, digits:
     rows = digits.select("train")
     labelled = Labelled(digits, rows, np.arange(len(rows)) % 3, 3, Augment(mixup=0.8, cutmix=1.0), PREPROCESS, "k")
     masked = Masked(digits, MaskClasses.of(digits), Augment(crop_area=(0.5, 1.0), flip=0.5), PREPROCESS, "k")
-    feed = InlineFeed(labelled.load if what == "labels" else masked.load, Samples.once(rows), "k", 60)
+    feed = InlineFeed(labelled.load if what == "labels" else masked.load, Samples(rows), "k", 60)
     assert equal(RayFeed(feed).batches(2, 6), feed.batches(2, 6)) == 4
 
 
@@ -180,7 +180,7 @@ def test_no_room_for_the_actors_is_said(digits: Corpus) -> None:
 def test_features_are_not_fed_by_ray(digits: Corpus) -> None:
     from sightline.pipelines.feed.job import RayFeed
 
-    features = InlineFeed(feature_loader(digits, {}, AUGMENT, "k"), Samples.once(digits.select("train")), "k", BATCH)
+    features = InlineFeed(feature_loader(digits, {}, AUGMENT, "k"), Samples(digits.select("train")), "k", BATCH)
     with pytest.raises(ValueError, match="leave out --feed-actors"):
         RayFeed(features)
     with pytest.raises(ValueError, match="at least 1"):

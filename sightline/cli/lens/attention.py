@@ -33,7 +33,10 @@ def attention(
     from sightline.models.lenses.subject import load_subject
     from sightline.pipelines.corpus.reader import Corpus
     from sightline.pipelines.lens.attention import look
+    from sightline.pipelines.lens.figures import need
     from sightline.pipelines.lens.images import pictures, spread
+
+    need()
 
     subject, opened = load_subject(model, weights, seed), Corpus.open(corpus)
     pixels = pictures(opened, spread(opened, split, images), subject.preprocess)

@@ -18,7 +18,7 @@ Weights = Annotated[str, typer.Option(metavar="FILE", help="Weights of a timm/NA
 Seed = Annotated[int | None, typer.Option(help="Draw random weights for a timm/NAME or torchvision/NAME instead.")]
 Corpus = Annotated[str | None, typer.Option("--corpus", help="Look at its images; by default at noise.")]
 Split = Annotated[str | None, typer.Option(help="Which of the corpus's rows; by default all.")]
-Out = Annotated[Path, typer.Option(help="The folder for figures and numbers.")]
+Out = Annotated[Path, typer.Option(help="The folder for figures and numbers; of another model, give another.")]
 
 
 def show(seen: Seen, out: Path, json: bool, *tables: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,11 +42,15 @@ def erf(
     from sightline.infra.session import ray_session
     from sightline.models.lenses.subject import LIBRARIES
     from sightline.pipelines.corpus.reader import Corpus as Opened
-    from sightline.pipelines.lens.erf import Part, compute, report
+    from sightline.pipelines.lens.erf import Part, compute, part_of, report
+    from sightline.pipelines.lens.figures import need
     from sightline.pipelines.lens.job import over
 
+    need()
+    if weights and len(models) > 1:
+        raise ValueError("weights from a file are for one model; name it alone")
     opened = Opened.open(corpus) if corpus else None
-    shared = {
+    shared: dict[str, Any] = {
         "layer": layer,
         "corpus": opened.location if opened else "",
         "root": opened.root if opened else "",
@@ -56,8 +60,8 @@ def erf(
     parts: list[Part] = []
     for model in models:
         library = model.partition("/")[0] in LIBRARIES
-        parts += [Part(model, seed=seed, **shared) for seed in range(seeds if library else 0)]  # type: ignore[arg-type]
-        parts += [Part(model, weights if library else "", **shared)] if trained else []  # type: ignore[arg-type]
+        parts += [part_of(model, seed=seed, **shared) for seed in range(seeds if library else 0)]
+        parts += [part_of(model, weights, **shared)] if trained else []
     if not parts:
         raise ValueError("there is nothing to look at; give --seeds N for random weights, or leave --no-trained away")
     with ray_session(address or settings.ray_address(), num_cpus=cpus, debug=settings.debug()), stages_bar() as progress:

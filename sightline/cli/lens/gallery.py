@@ -31,16 +31,18 @@ def gallery(
     """
     from sightline.models.lenses.subject import load_subject
     from sightline.pipelines.corpus.reader import Corpus
-    from sightline.pipelines.lens.erf import Part
+    from sightline.pipelines.lens.erf import part_of
+    from sightline.pipelines.lens.figures import need
     from sightline.pipelines.lens.gallery import look, page
 
+    need()
     subject, opened = load_subject(model, weights, seed), Corpus.open(corpus)
-    part = Part(model, weights, seed, corpus=opened.location, root=opened.root, split=split, images=images)
+    part = part_of(model, weights, seed=seed, corpus=opened.location, root=opened.root, split=split, images=images)
     with stages_bar() as progress:
         found, without = look(subject, part, opened, out, images=images, watch=progress)
     for seen in found:
         seen.write(out)
     path = out / "index.html"
-    path.write_text(page(subject.name, found, without))
+    path.write_text(page(subject.name, found, without), encoding="utf-8")
     result = {"model": subject.name, "page": str(path), "lenses": [seen.lens for seen in found], "without": without}
     emit(result, json, *(f"{name}: {why}" for name, why in without.items()), str(path))

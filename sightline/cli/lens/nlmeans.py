@@ -30,8 +30,11 @@ def nlmeans(
     """
     from sightline.models.codec import decode_rgb
     from sightline.pipelines.corpus.reader import Corpus
+    from sightline.pipelines.lens.figures import need
     from sightline.pipelines.lens.images import spread
     from sightline.pipelines.lens.nlmeans import look
+
+    need()
 
     opened = Corpus.open(corpus)
     photos = [decode_rgb(opened.image(row), max_pixels=opened.max_pixels) for row in spread(opened, split, images)]

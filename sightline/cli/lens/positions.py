@@ -37,8 +37,11 @@ def positions(
     """
     from sightline.models.lenses.subject import load_subject
     from sightline.pipelines.corpus.reader import Corpus
+    from sightline.pipelines.lens.figures import need
     from sightline.pipelines.lens.positions import look
     from sightline.pipelines.lens.resolution import accuracies, draw
+
+    need()
 
     if bool(sizes) != (corpus is not None):
         raise ValueError("accuracy at other sizes needs both --corpus and --size")

@@ -8,10 +8,12 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.layers import BlurPool2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.models.lenses.receptive_field import Axis, field_of, receptive_fields, support, unit_gradient
+from sightline.models.lenses.subject import DoesNotApply, load_subject
 
 
 class Branches(nn.Module):
@@ -98,6 +100,32 @@ def test_attention_sees_by_gradient(name: str, layer: str, side: int) -> None:
     gradient, _, _ = unit_gradient(timm.create_model(name, **options).eval(), layer, torch.randn(1, 3, 64, 64))
     box = support(gradient)
     assert box is not None and (box[2] - box[0], box[3] - box[1]) == (side, side)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(nn.Conv2d(3, 3, 3), BlurPool2d(3), nn.Conv2d(3, 3, 3)),
+        nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 3, 1)),
+        nn.Sequential(nn.Conv2d(3, 3, 3), nn.Upsample(scale_factor=2)),
+        timm.create_model("mobilevit_xxs"),
+    ],
+    ids=["BlurPool", "PixelUnshuffle", "Upsample", "MobileViT"],
+)
+def test_what_is_not_known_to_keep_places_is_refused(net: nn.Module) -> None:
+    """Rather than taken for pointwise: a number that is wrong is worse than none."""
+    with pytest.raises(DoesNotApply, match="no closed form"):
+        receptive_fields(net)
+
+
+def test_random_weights_open_the_branches_that_libraries_close() -> None:
+    """timm begins a ResNet's last norms, and ConvNeXt its layer scale, next to zero: only shortcuts would be seen."""
+    for name in ("timm/resnet18", "torchvision/resnet18", "timm/convnext_atto"):
+        subject = load_subject(name, seed=0)
+        layer = {"timm/convnext_atto": "stages.1"}.get(name, "layer2.1")
+        gradient, unit, _ = unit_gradient(subject.tower, layer, torch.randn(1, 3, 224, 224))
+        inside = [one.field for one in receptive_fields(subject.tower) if one.name.startswith(f"{layer}.")]
+        assert support(gradient) == max(inside, key=lambda field: field.y.size).box(unit, (224, 224)), name
 
 
 def test_what_has_no_closed_form_is_refused() -> None:
