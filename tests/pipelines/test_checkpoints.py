@@ -141,6 +141,31 @@ def test_a_checkpoint_of_another_model_is_refused_with_a_remedy(tmp_path: Path) 
     assert len(said) == 2 and all("does not fit this model" in line and "begin another run" in line for line in said)
 
 
+def unfused_then_fused(folder: Path) -> tuple[bool | None, torch.Tensor, torch.Tensor]:
+    """How an optimizer computes after it loaded what one that computes otherwise has saved, and both first moments."""
+    states = []
+    for fused in (None, True):
+        towers = nn.Linear(4, 4)
+        states.append(checkpoints.State(towers, torch.optim.AdamW(towers.parameters(), fused=fused)))
+    old, new = states
+    old.towers(torch.ones(1, 4)).sum().backward()
+    old.optimizer.step()
+    saves = checkpoints.Checkpoints(folder, "run")
+    saves.begin(1, 0.5, "00", old)
+    saves.close()
+    found = checkpoints.newest(folder, "run")
+    assert found is not None
+    checkpoints.load(found, new)
+    moments = [state.optimizer.state[state.towers.weight]["exp_avg"] for state in states]
+    return new.optimizer.param_groups[0]["fused"], *moments
+
+
+def test_how_to_compute_is_not_in_a_checkpoint(tmp_path: Path) -> None:
+    """A run that began before its optimizer was fused goes on fused."""
+    ((fused, saved, loaded),) = on_ranks(1, tmp_path / "r", unfused_then_fused, tmp_path / "saved")
+    assert fused is True and torch.equal(saved, loaded) and bool(saved.any())
+
+
 def fake(root: Path, step: int, run_id: str = "run", size: int = 3, score: float | None = None) -> Path:
     folder = root / f"step-{step:08d}-abc"
     folder.mkdir(parents=True)
