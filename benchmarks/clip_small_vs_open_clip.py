@@ -1,11 +1,12 @@
-"""`clip_small` against open_clip's own trainer: equal architecture, optimiser, batch, steps and photos.
+"""`clip_small` against open_clip's own trainer: equal architecture, optimiser and steps; equal start and batches, and its own.
 
     python -m benchmarks.clip_small_vs_open_clip CORPUS
 
-open_clip's trainer takes (image, caption) rows from a CSV file, ours takes images whose captions take turns; both see
-the same number of pairs. Recall@10 on the test split is computed for both by our evaluation, open_clip's through its
-weights as a local folder. The result goes into BENCHMARKS.md with versions and the machine; the runs are kept
-in a file beside this one, so that an interrupted benchmark goes on. Needs the extra: pip install -e '.[dev]'.
+First our trainer runs the recipe, and open_clip's goes over the very batches that ours read, from the same weights: what differs
+then is the trainers. Beside it stands open_clip's trainer with its own random weights and its own order of the (image, caption)
+rows of a CSV file, over as many steps. Recall@10 on the test split is computed for all by our evaluation, open_clip's weights
+through a local folder. The result goes into BENCHMARKS.md with versions and the machine; runs are kept in a file beside this
+one, so that an interrupted benchmark goes on. Needs the extra: pip install -e '.[dev]'.
 """
 
 from __future__ import annotations
@@ -13,31 +14,38 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
+from torch import Tensor
 
 from benchmarks.report import section
 from sightline.models.load import load_model
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.evaluate.evaluate import evaluate
-from sightline.pipelines.train.spec import RunSpec
+from sightline.pipelines.train.spec import RunSpec, resolve
 from sightline.recipes import find_recipe
+from tests.open_clip_trainer import both, described
 
 EPOCHS = 4
-SEEDS = range(11)
+SEEDS, OWN_SEEDS = range(2), range(11)
 RUNS = Path(__file__).with_suffix(".jsonl")
 PACKAGES = ("torch", "open_clip_torch", "ray")
 METRICS = ("image_to_text_recall@10", "text_to_image_recall@10")
+LAST = 28  # steps whose mean is the final loss
+LOSS = r"Contrastive_loss: ([\d.]+)"
+Scores = dict[str, float]
 
 
 def main(corpus_path: str) -> None:
@@ -46,64 +54,88 @@ def main(corpus_path: str) -> None:
     pairs = sum(len(corpus.captions(int(row))) for row in corpus.select("train"))
     steps = EPOCHS * (pairs // spec.global_batch)  # open_clip drops the rest of an epoch
     shared = {"corpus": corpus.root, "steps": steps, **{name: version(name) for name in PACKAGES}}
-    settings = {"ours": {**shared, "recipe": spec.run_id}, "peer": shared}
-    for who, train in TRAINERS.items():
-        setting = settings[who]
-        for seed in sorted(set(SEEDS) - set(finished(setting, who))):
-            with tempfile.TemporaryDirectory() as folder:
-                scores = evaluate(load_model(str(train(corpus, spec, steps, seed, Path(folder)))), corpus).metrics
-            line = {**setting, "seed": seed, "who": who, "scores": {name: scores[name] for name in METRICS}}
-            with RUNS.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-    report(corpus, spec, steps, *([finished(settings[who], who)[seed] for seed in SEEDS] for who in TRAINERS))
+    same = {**shared, "recipe": spec.run_id}
+    for seed in sorted(set(SEEDS) - set(finished(same, "ours"))):
+        for who, scores in same_batches(corpus, replace(spec, steps=steps, seed=seed)).items():
+            keep({**same, "seed": seed, "who": who, "scores": scores})
+    for seed in sorted(set(OWN_SEEDS) - set(finished(shared, "peer"))):
+        with tempfile.TemporaryDirectory() as folder:
+            scores = scored(train_peer(corpus, spec, seed, Path(folder)), corpus)
+        keep({**shared, "seed": seed, "who": "peer", "scores": scores})
+    ours, replayed = ([finished(same, who)[seed] for seed in SEEDS] for who in ("ours", "replayed"))
+    own = [finished(shared, "peer")[seed] for seed in OWN_SEEDS]
+    what = (
+        f"{steps} steps of {spec.global_batch} pairs, corpus root `{corpus.root[:12]}`, {len(corpus.select('test'))} test images; "
+        f"by seed ({', '.join(map(str, SEEDS))}); for open_clip's own start and order the mean over {len(own)} seeds with its "
+        "standard error"
+    )
+    section(
+        "clip_small against open_clip's trainer",
+        "python -m benchmarks.clip_small_vs_open_clip CORPUS",
+        what,
+        PACKAGES,
+        ("metric", "Sightline", "open_clip, same start and batches", "ratio", "open_clip, its own"),
+        [row(name, ours, replayed, own) for name in (*METRICS, "final loss")],
+    )
 
 
-def finished(setting: Mapping[str, Any], who: str) -> dict[int, dict[str, float]]:
+def row(name: str, ours: list[Scores], replayed: list[Scores], own: list[Scores]) -> tuple[str, ...]:
+    by_seed = (", ".join(f"{run[name]:.4f}" for run in runs) for runs in (ours, replayed))
+    ratio = mean(run[name] for run in ours) / mean(run[name] for run in replayed)
+    values = [run[name] for run in own if name in run]
+    return (name, *by_seed, f"{ratio:.3f}", f"{mean(values):.3f} ± {stdev(values) / len(values) ** 0.5:.3f}" if values else "")
+
+
+def keep(line: dict[str, Any]) -> None:
+    with RUNS.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def finished(setting: Mapping[str, Any], who: str) -> dict[int, Scores]:
     """A trainer's runs of the same setting, by seed: a run takes minutes, so each is kept."""
     wanted = {**setting, "who": who}
     lines = [json.loads(line) for line in RUNS.read_text().splitlines()] if RUNS.exists() else []
     return {line["seed"]: line["scores"] for line in lines if {name: line.get(name) for name in wanted} == wanted}
 
 
-def train_ours(corpus: Corpus, spec: RunSpec, steps: int, seed: int, folder: Path) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "sightline",
-        "train",
-        spec.recipe,
-        f"corpus={corpus.location}",
-        f"steps={steps}",
-        f"seed={seed}",
-    ]
-    done = subprocess.run([*command, "--runs", str(folder / "runs"), "--json"], check=True, stdout=subprocess.PIPE, text=True)
-    return Path(json.loads(done.stdout.splitlines()[-1])["artifact"])
+def scored(model: Path, corpus: Corpus) -> Scores:
+    found = evaluate(load_model(str(model)), corpus).metrics
+    return {name: found[name] for name in METRICS}
 
 
-def train_peer(corpus: Corpus, spec: RunSpec, steps: int, seed: int, folder: Path) -> Path:
+def same_batches(corpus: Corpus, spec: RunSpec) -> dict[str, Scores]:
+    """Both trainers over the same batches from the same weights: scores and final losses."""
+    spec = resolve(replace(spec, data=replace(spec.data, corpus=corpus.location)), corpus, bf16_available=False)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
+        try:
+            steps, _, _, theirs = both(spec, folder)
+        finally:
+            dist.destroy_process_group()
+        log = (folder / "logs" / "theirs" / "out.log").read_text()
+        losses = {"ours": [step.loss for step in steps], "replayed": [float(one) for one in re.findall(LOSS, log)]}
+        assert {len(one) for one in losses.values()} == {spec.steps}
+        models = {"ours": folder / "ours" / "artifact", "replayed": as_folder(spec, theirs, folder / "peer")}
+        return {who: scored(models[who], corpus) | {"final loss": mean(losses[who][-LAST:])} for who in models}
+
+
+def train_peer(corpus: Corpus, spec: RunSpec, seed: int, folder: Path) -> Path:
     """open_clip_train.main on the same rows; its last checkpoint as a folder that open_clip (and `load_model`) reads."""
     run_peer(corpus, spec, seed, folder, EPOCHS)
     checkpoint = torch.load(folder / "logs" / "peer" / "checkpoints" / f"epoch_{EPOCHS}.pt", weights_only=False)
-    weights = {name.removeprefix("module."): tensor.contiguous() for name, tensor in checkpoint["state_dict"].items()}
-    (folder / "peer").mkdir()
-    save_file(weights, folder / "peer" / "open_clip_model.safetensors")
+    weights = {name.removeprefix("module."): tensor for name, tensor in checkpoint["state_dict"].items()}
+    return as_folder(spec, weights, folder / "peer")
+
+
+def as_folder(spec: RunSpec, weights: Mapping[str, Tensor], folder: Path) -> Path:
+    """Weights as a folder of open_clip's."""
+    folder.mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "open_clip_model.safetensors")
     preprocess = asdict(spec.model.preprocess)
-    described = {"model_cfg": peer_config(spec), "preprocess_cfg": {"mean": preprocess["mean"], "std": preprocess["std"]}}
-    (folder / "peer" / "open_clip_config.json").write_text(json.dumps(described))
-    return folder / "peer"
-
-
-TRAINERS = {"ours": train_ours, "peer": train_peer}
-
-
-def peer_config(spec: RunSpec) -> dict[str, Any]:
-    """The model in open_clip's own words."""
-    return {
-        "embed_dim": spec.model.embed_dim,
-        "vision_cfg": dict(spec.model.vision),
-        "text_cfg": dict(spec.model.text),
-        "custom_text": True,
-    }
+    facts = {"model_cfg": described(spec), "preprocess_cfg": {"mean": preprocess["mean"], "std": preprocess["std"]}}
+    (folder / "open_clip_config.json").write_text(json.dumps(facts))
+    return folder
 
 
 def run_peer(corpus: Corpus, spec: RunSpec, seed: int, folder: Path, epochs: int, log_every: int = 100) -> None:
@@ -118,7 +150,7 @@ def run_peer(corpus: Corpus, spec: RunSpec, seed: int, folder: Path, epochs: int
             image.write_bytes(corpus.image(int(row)))
             writer.writerows([image, caption] for caption in corpus.captions(int(row)))
     (folder / "configs").mkdir()
-    (folder / "configs" / "clip_small.json").write_text(json.dumps(peer_config(spec)))
+    (folder / "configs" / "clip_small.json").write_text(json.dumps(described(spec)))
     optim = spec.optim
     options = {
         "dataset-type": "csv",
@@ -157,33 +189,6 @@ def run_peer(corpus: Corpus, spec: RunSpec, seed: int, folder: Path, epochs: int
         stdout=sys.stderr,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
     )
-
-
-def report(corpus: Corpus, spec: RunSpec, steps: int, ours: list[dict[str, float]], peer: list[dict[str, float]]) -> None:
-    seeds = ", ".join(map(str, SEEDS))
-    what = (
-        f"{steps} steps of {spec.global_batch} pairs, corpus root `{corpus.root[:12]}`, {len(corpus.select('test'))} test images; "
-        f"means over the seeds {seeds} with their standard errors (each in brackets)"
-    )
-    section(
-        "clip_small against open_clip's trainer",
-        "python -m benchmarks.clip_small_vs_open_clip CORPUS",
-        what,
-        PACKAGES,
-        ("metric", "Sightline", "open_clip", "ratio"),
-        [(name, cell(ours, name), cell(peer, name), f"{mean_of(ours, name) / mean_of(peer, name):.2f}") for name in METRICS],
-    )
-
-
-def mean_of(runs: list[dict[str, float]], name: str) -> float:
-    return mean(run[name] for run in runs)
-
-
-def cell(runs: list[dict[str, float]], name: str) -> str:
-    """The mean over seeds, its standard error, and each."""
-    values = [run[name] for run in runs]
-    error = stdev(values) / len(values) ** 0.5
-    return f"{mean(values):.3f} ± {error:.3f} ({', '.join(f'{value:.3f}' for value in values)})"
 
 
 if __name__ == "__main__":
