@@ -27,7 +27,7 @@ from sightline.serve.client import RETRY_S
 from tests.conftest import clean_environment
 from tests.faults.serving import Asked, Load, Running, photo, running, wait_until
 
-PER_S, STORM_PER_S, LARGEST = 20, 100, 700_000
+PER_S, STORM_PER_S, LARGEST = 20, 200, 700_000
 CALM_S = 5  # before and after each event
 MODEL = ModelConfig(
     embed_dim=64,

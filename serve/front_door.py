@@ -82,8 +82,8 @@ def settings() -> dict[str, str]:
         "RAY_SERVE_HAPROXY_RETRIES": "3",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
         "RAY_SERVE_HAPROXY_MAXCONN": str(MAX_CONNECTIONS),
-        # A front door that died is replaced within five seconds; Ray's defaults take thirty.
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        # A front door that died (three checks say so) is replaced within five seconds; Ray's defaults take thirty.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
     }
