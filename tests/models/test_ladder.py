@@ -140,7 +140,7 @@ def test_the_ends_are_the_models_of_the_libraries(rung: int, options: dict[str, 
         torch.testing.assert_close(ours(image_BCHW), expected_BL, rtol=1e-5, atol=1e-5 * float(expected_BL.abs().max()))
 
 
-@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("batch_norm", [pytest.param(True, marks=pytest.mark.campaign), False])
 @pytest.mark.parametrize("rung", RUNGS)
 def test_every_weight_learns(rung: int, batch_norm: bool) -> None:
     torch.manual_seed(rung)
