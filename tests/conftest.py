@@ -83,6 +83,17 @@ def ray_local() -> Iterator[None]:
             shutil.rmtree(temp, ignore_errors=True)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch on one thread: many short operations, in tests that run side by side, would wait for each other's threads at each."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def clean_environment(home: Path) -> dict[str, str]:
     """This process' environment without Ray's variables, in a home of its own: a token in ~/.ray changes Ray."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

@@ -16,6 +16,8 @@ from sightline.models.sharding import block_names
 from sightline.models.towers import build
 from sightline.recipes.inductive import inductive_cct, inductive_hybrid, inductive_vit
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {"embed_dim": 128, "num_heads": 2, "mlp_ratio": 1.0}
 LARGE = {"embed_dim": 256, "num_heads": 4, "mlp_ratio": 2.0}
 

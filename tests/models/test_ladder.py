@@ -16,6 +16,8 @@ from sightline.models.flops import count
 from sightline.models.ladder import LADDER, PAPER, STEPS, find_rung
 from sightline.models.sharding import block_names
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RUNGS = range(len(LADDER))
 # Figure 2 of the paper, without the kernels that it tries and does not take.
 NAMED = ["depths", "stem", "depthwise", "widths", "inverted", "moved_up", "kernel", "activation"]

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from sightline.models.lenses.nlmeans import nl_means
 from sightline.models.nonlocal_block import NAME, Affinity, NonLocalBlock, insert
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 AFFINITIES = get_args(Affinity)
 SHAPES = {1: (2, 4, 9), 2: (2, 4, 4, 5), 3: (2, 4, 3, 4, 5)}
 

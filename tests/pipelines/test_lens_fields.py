@@ -16,6 +16,8 @@ from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.lens.images import batches, spread
 from tests.conftest import InlineCommandLine
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MODELS = ("timm/test_resnet", "timm/test_vit")
 
 
@@ -71,7 +73,7 @@ def test_what_cannot_be_looked_at_costs_one_line(cli_inline: InlineCommandLine) 
     for arguments, says in (
         (("erf", "timm/test_resnet", "--no-trained"), "--seeds"),
         (("erf", "timm/test_resnet", "--seeds", 1, "--no-trained", "--layer", "nowhere"), "choose from"),
-        (("erf", "timm/no_such_net", "--seeds", 1), "nearest are"),
+        (("receptive-field", "timm/no_such_net", "--seed", 1), "nearest are"),
         (("receptive-field", "no/such/model"), "there is no model"),
         (("receptive-field", "timm/test_resnet", "--weights", "nowhere.safetensors"), "nowhere.safetensors"),
     ):

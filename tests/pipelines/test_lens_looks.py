@@ -14,6 +14,8 @@ from sightline.models.lenses.nlmeans import denoise
 from sightline.pipelines.corpus.reader import Corpus
 from tests.conftest import InlineCommandLine
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 pytest.importorskip("matplotlib")
 
 

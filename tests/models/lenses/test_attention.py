@@ -18,6 +18,8 @@ from sightline.models.lenses.subject import Subject, load_subject
 from tests.models.conftest import CONV, random_towers
 from tests.models.lenses.towers import KINDS, images, tower
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def given_to(net: nn.Module, name: str, image_BCHW: Tensor) -> list[Any]:
     """What a module is given in a pass."""

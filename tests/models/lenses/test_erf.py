@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from sightline.models.lenses.erf import Effective, Stack, Sum, measure, stack_field
 from sightline.models.lenses.receptive_field import field_of, support, unit_gradient
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DEPTHS = (5, 10, 20, 40)
 
 

@@ -17,6 +17,8 @@ from sightline.models.lenses.flow import attended, relevance, relevance_of, roll
 from sightline.models.lenses.subject import load_subject
 from tests.models.lenses.towers import images, tower, unfused
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def product(first: Tensor, second: Tensor) -> Tensor:
     """Of two matrices, entry by entry."""

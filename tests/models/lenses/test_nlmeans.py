@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sightline.models.lenses import nlmeans
 from sightline.models.lenses.nlmeans import denoise, denoised, nl_means, randomly_denoised
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Image = NDArray[np.float64]
 Weight = Callable[[Image, Image], float]
 

@@ -32,6 +32,8 @@ from sightline.models.lenses.subject import Subject, load_subject
 from tests.models.conftest import CONV, random_towers
 from tests.models.lenses.towers import CLIP, images, tower
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def spread(offset_hw: Tensor, grid: tuple[int, int]) -> Tensor:
     """What is known by offset, for every pair of places [P, P]."""

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from sightline.models.lenses.receptive_field import Axis, field_of, receptive_fields, support, unit_gradient
 from sightline.models.lenses.subject import DoesNotApply, load_subject
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Branches(nn.Module):
     """A wide and a narrow way, which are added and then joined side by side."""
