@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
-from sightline.cli.lens.common import Model, Out, Seed, Split, Weights, show
+from sightline.cli.lens.common import Images, Model, Out, Photos, Seed, Split, Weights, show
 from sightline.cli.output import Json, rows
 
 
 def attention(
     model: Model,
-    corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="Look at its images.")],
+    corpus: Photos,
     weights: Weights = "",
     seed: Seed = None,
     split: Split = None,
-    images: Annotated[int, typer.Option(min=1, max=64, help="How many, spread over the rows.")] = 6,
+    images: Images = 6,
     label: Annotated[str, typer.Option(help="Of a CLIP: relevance for this text; by default for the largest output.")] = "",
     layer: Annotated[str, typer.Option(help="Draw this layer's heads on the first image: a name, or a number.")] = "",
     out: Out = Path("lens"),

@@ -16,6 +16,8 @@ MODEL = "An artifact, an open_clip folder or name, timm/NAME or torchvision/NAME
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)]
 Weights = Annotated[str, typer.Option(metavar="FILE", help="Weights of a timm/NAME or torchvision/NAME, in safetensors.")]
 Seed = Annotated[int | None, typer.Option(help="Draw random weights for a timm/NAME or torchvision/NAME instead.")]
+Photos = Annotated[str, typer.Argument(metavar="CORPUS", help="Look at its images.")]
+Images = Annotated[int, typer.Option(min=1, max=64, help="How many, spread over the rows.")]
 Corpus = Annotated[str | None, typer.Option("--corpus", help="Look at its images; by default at noise.")]
 Split = Annotated[str | None, typer.Option(help="Which of the corpus's rows; by default all.")]
 Out = Annotated[Path, typer.Option(help="The folder for figures and numbers; of another model, give another.")]

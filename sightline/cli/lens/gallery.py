@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from sightline.cli.bars import stages_bar
-from sightline.cli.lens.common import Model, Out, Seed, Split, Weights
+from sightline.cli.lens.common import Images, Model, Out, Photos, Seed, Split, Weights
 from sightline.cli.output import Json, emit
 
 
 def gallery(
     model: Model,
-    corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="Look at its images.")],
+    corpus: Photos,
     weights: Weights = "",
     seed: Seed = None,
     split: Split = None,
-    images: Annotated[int, typer.Option(min=1, max=64, help="How many, spread over the rows.")] = 6,
+    images: Images = 6,
     out: Out = Path("lens"),
     json: Json = False,
 ) -> None:

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from sightline.cli.lens.common import Out, Split, show
+from sightline.cli.lens.common import Images, Out, Photos, Split, show
 from sightline.cli.output import Json, rows
 
 
 def nlmeans(
-    corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="Look at its images.")],
+    corpus: Photos,
     split: Split = None,
-    images: Annotated[int, typer.Option(min=1, help="How many, spread over the rows.")] = 3,
+    images: Images = 3,
     sigmas: Annotated[list[float] | None, typer.Option("--sigma", min=0.1, help="Of the noise, 0 to 255. Repeat it.")] = None,
     patch: Annotated[int, typer.Option(min=1, help="Side of the patches that are compared; odd.")] = 7,
     distance: Annotated[int, typer.Option(min=0, help="How many rows and columns away a pixel may be.")] = 11,
