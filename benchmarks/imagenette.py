@@ -8,14 +8,12 @@ process on the CPU in fp32. Seconds are those of the whole command, from its sta
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
+from benchmarks.command import sightline
 from benchmarks.report import section
 from sightline.recipes import find_recipe
 
@@ -33,18 +31,11 @@ def main(photos: str, weights: str) -> None:
             options = ("--runs", f"{name}/runs", "--without-ray", "--track", "none")
             artifact = sightline("train", "imagenette_finetune", *settings, *options)["artifact"]
             seconds = time.perf_counter() - began
-            scores = sightline("evaluate", artifact, corpus, "--split", "val")
+            scores = sightline("evaluate", artifact, corpus, "--split", "val")["metrics"]
             rows.append((f"{size} × {size}", f"{seconds:.0f} s", f"{scores['top1']:.2%}"))
-    what = f"{spec.steps} steps of {spec.global_batch} photos from a pretrained DeiT-Tiny; {scores['images']} photos to score on"
+    what = f"{spec.steps} steps of {spec.global_batch} photos from a pretrained DeiT-Tiny; {scores['top1_rows']} photos to score on"
     header = ("resolution", "command", "top-1")
     section("Fine-tuning", "python -m benchmarks.imagenette PHOTOS WEIGHTS", what, ("torch", "timm"), header, rows)
-
-
-def sightline(*arguments: object) -> dict[str, Any]:
-    """What a command says in JSON."""
-    verb = [sys.executable, "-m", "sightline", *map(str, arguments), "--json"]
-    done = subprocess.run(verb, check=True, stdout=subprocess.PIPE, text=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 if __name__ == "__main__":
