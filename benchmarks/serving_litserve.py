@@ -2,10 +2,8 @@
 
     python -m benchmarks.serving_litserve MODEL PORT MAX_BATCH PRECISION
 
-It runs in the peers' environment, which has all that ours has (see serving.py).
+It runs in the peers' environment, which has all that ours has (see serving.py). Annotations are not postponed: LitServe reads them.
 """
-
-from __future__ import annotations
 
 import base64
 import sys

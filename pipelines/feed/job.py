@@ -8,7 +8,8 @@ What a lost actor had in work is done again, with the same bytes.
 
 Nothing grows with the run. Ray Data holds all rows of a dataset, so a run is fed by one dataset after the other, of WINDOW parts
 each; at their seams the rank waits for new actors. Of what is decoded and not yet taken, Ray Data may hold as much as `ahead`
-batches and two parts an actor. When the iterator ends, fails or is closed, so do the actors; when its process dies, Ray ends them.
+batches and two parts an actor, and the rank one batch that it has put together. When the iterator ends, fails or is closed, so do
+the actors; when its process dies, Ray ends them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +76,17 @@ class RayFeed:
             OSError: an actor cannot read the corpus, which may not be on its machine.
             TimeoutError: the cluster has no room for the actors.
         """
+        coming = self._in_windows(first, last)
+        with ThreadPoolExecutor(1, thread_name_prefix="feed") as taker:  # a batch is put together during the step before its own
+            try:
+                waiting = taker.submit(next, coming, None)
+                while (batch := waiting.result()) is not None:
+                    waiting = taker.submit(next, coming, None)
+                    yield batch
+            finally:
+                taker.submit(coming.close).result()
+
+    def _in_windows(self, first: int, last: int) -> Generator[Batch, None, None]:
         steps = max(1, self.window // self.parts)
         for start in range(first, last, steps):
             yield from self._batches(start, min(start + steps, last))
