@@ -24,6 +24,8 @@ from sightline.pipelines.lens.figures import COLOURS, panels, save
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 SIZE = 64  # pixels a side, of the recipes
+# In so few steps, what keeps a network from learning by heart only keeps it from learning.
+LIGHT = ("mixup=0", "cutmix=0", "rand_augment=null")
 NONLOCAL = {"without": "", "with two blocks in the third stage": "model.vision.nonlocal=stage3:2"}
 INDUCTIVE = {
     "ViT, patches": "inductive_vit",
@@ -70,7 +72,7 @@ class Trainer:
 
     def score(self, recipe: str, seeds: int, *settings: str) -> Scored:
         """Train a recipe once for each seed, and score it on `val`."""
-        given = [recipe, f"corpus={self.corpus}", f"steps={self.steps}", *filter(None, settings)]
+        given = [recipe, f"corpus={self.corpus}", f"steps={self.steps}", *LIGHT, *filter(None, settings)]
         plan = sightline("train", *given, "--dry-run")
         scores = []
         for seed in range(seeds):
@@ -85,7 +87,8 @@ class Trainer:
         over = (
             f"means over {seeds} seeds with their standard error" if seeds > 1 else "one seed, with the standard error of a share"
         )
-        return f"{self.steps} steps of 64 photos of {SIZE} × {SIZE} pixels from random weights, top-1 on `val`, {over}"
+        photos = f"64 photos of {SIZE} × {SIZE} pixels, cropped and mirrored"
+        return f"{self.steps} steps of {photos}, from random weights, top-1 on `val`, {over}"
 
 
 def ladder(train: Trainer) -> None:
