@@ -25,7 +25,7 @@ demo: $(STAMP) ## the main job, from images and captions to a served model (6 mi
 test: $(STAMP) ## all tests (12 minutes on two cores)
 	$(BIN)/pytest -n $(PROCESSES) --dist loadgroup -m "not campaign"
 
-bench: $(STAMP) ## our figures beside the peers', on CORPUS=... PHOTOS=... [CLASSES=... WEIGHTS=...], written to BENCHMARKS.md (an hour)
+bench: $(STAMP) ## our figures beside the peers', on CORPUS=... PHOTOS=... [CLASSES=... WEIGHTS=... LABELLED=... SCENES=...], written to BENCHMARKS.md (two hours)
 	@test -n "$(CORPUS)" -a -n "$(PHOTOS)" || { echo 'make bench CORPUS=PATH PHOTOS=PATH: a corpus of photos with splits, as `sightline ingest` writes it, and a folder of .jpg files'; exit 2; }
 	$(BIN)/python -m benchmarks.ingest_vs_img2dataset $(PHOTOS)
 	$(BIN)/python -m benchmarks.corpus_scale
@@ -35,9 +35,14 @@ bench: $(STAMP) ## our figures beside the peers', on CORPUS=... PHOTOS=... [CLAS
 	$(BIN)/python -m benchmarks.feeding $(PHOTOS)
 	$(BIN)/python -m benchmarks.checkpointing
 	$(BIN)/python -m benchmarks.serving_engines
+	$(BIN)/python -m benchmarks.serving_masks $(PHOTOS)
 	$(BIN)/python -m benchmarks.serving $(PHOTOS)
+	$(BIN)/python -m benchmarks.nlmeans $(PHOTOS)
 	$(BIN)/python -m benchmarks.speed_vs_open_clip $(CORPUS)
 	$(if $(WEIGHTS),$(BIN)/python -m benchmarks.imagenette $(CLASSES) $(WEIGHTS))
+	$(if $(LABELLED),$(BIN)/python -m benchmarks.architectures $(LABELLED))
+	$(if $(LABELLED),$(BIN)/python -m benchmarks.lenses $(LABELLED) $(WEIGHTS))
+	$(if $(SCENES),$(BIN)/python -m benchmarks.contrast_vs_predict $(SCENES))
 	$(BIN)/python -m benchmarks.clip_small_vs_open_clip $(CORPUS)
 
 campaign: $(STAMP) ## kills by the dozen (half an hour), written to BENCHMARKS.md

@@ -9,6 +9,8 @@ Legend: B images, N texts, L labels, D embedding, C channels, H W pixels, S the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from math import sqrt
 
 import numpy as np
@@ -34,6 +36,7 @@ class Engine:
     def __init__(self, model: Clip, tower: ImageTower | None = None) -> None:
         self.model = RememberingClip.of(model)
         self.tower = tower or ImageTower(model, "float32", 0.0)
+        self._threads = ThreadPoolExecutor(thread_name_prefix="tower")
         self.dimension = int(self.embed_texts(["a"]).shape[-1])
 
     @property
@@ -58,7 +61,26 @@ class Engine:
         return self.model.preprocess.pixels(self.rgb(data, max_pixels))
 
     def embed_images(self, images: Sequence[Tensor]) -> Tensor:
-        """Unit embeddings [B, D] of inputs from `pixels`."""
+        """Unit embeddings [B, D] of inputs from `pixels`.
+
+        On a CPU each thread takes a part of the batch through all layers. Threads that share each layer wait there for the slowest
+        one: beside a process that wants a third of a core they were a tenth slower in float32, a quarter in bfloat16 (measured).
+        """
+        threads = min(torch.get_num_threads(), len(images))
+        if threads < 2 or self.tower.model.device.type != "cpu":
+            return self._embed(images)
+        bounds = [len(images) * i // threads for i in range(threads + 1)]
+        shared = torch.get_num_threads()
+        try:
+            return torch.cat([*self._threads.map(self._embed_alone, [images[i:j] for i, j in pairwise(bounds)])])
+        finally:
+            torch.set_num_threads(shared)  # torch has one number for all threads
+
+    def _embed_alone(self, images: Sequence[Tensor]) -> Tensor:
+        torch.set_num_threads(1)
+        return self._embed(images)
+
+    def _embed(self, images: Sequence[Tensor]) -> Tensor:
         return torch.cat([self.tower.model.embed_images(torch.stack(list(some))) for some in chunks(images)]).cpu()
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:

@@ -37,6 +37,18 @@ def test_an_embedding_does_not_depend_on_its_batch(engine: Engine) -> None:
     assert not torch.allclose(together[0], together[1], atol=1e-3)
 
 
+def test_threads_take_parts_of_a_batch(engine: Engine) -> None:
+    images, threads = [pixels(engine, seed) for seed in range(7)], torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        want = engine.embed_images(images)
+        torch.set_num_threads(3)
+        torch.testing.assert_close(engine.embed_images(images), want, atol=1e-6, rtol=0)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_more_images_than_one_pass_takes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [pixels(engine, seed) for seed in range(5)]
     want = engine.embed_images(images)
