@@ -138,6 +138,7 @@ def server(way: str, model: Path, tiny: Path, folder: Path) -> Iterator[tuple[st
         subprocess.run(
             [sys.executable, "-m", "sightline", "export", str(model), str(exported), "--to", "hf"], check=True, stdout=sys.stderr
         )
+        for_older_transformers(exported / "tokenizer_config.json")
         verb = [PEERS / "bin" / "infinity_emb", "v2", "--model-id", exported, "--engine", "torch", "--device", "cpu"]
         verb += ["--dtype", "float32", "--no-model-warmup", "--host", "127.0.0.1", "--port", port, "--batch-size", str(MAX_BATCH)]
         ask = {"/embeddings": lambda body: embeddings(body, "b32-hf")}
@@ -162,6 +163,12 @@ def server(way: str, model: Path, tiny: Path, folder: Path) -> Iterator[tuple[st
             process.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def for_older_transformers(config: Path) -> None:
+    """Infinity's transformers does not know the class by which a newer one names every tokenizer."""
+    fields = json.loads(config.read_text())
+    config.write_text(json.dumps(fields | {"tokenizer_class": "CLIPTokenizerFast"}))
 
 
 def await_answer(url: str, ask: dict[str, Body], photo: bytes) -> None:

@@ -108,6 +108,7 @@ class Model(Answer):
     dimension: int
     image_size: int
     precision: str = Field(description="what the image tower computes with")
+    runtime: str = Field(description="by what: torch, or onnxruntime")
     cosine_difference: float = Field(description="largest difference from the golden embeddings, as 1 − cosine")
     templates: list[str] = Field(description="prompt templates unless a request gives its own")
     classes: list[str] = Field(description="classes of the corpus that it was trained on, where they are known")

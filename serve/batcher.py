@@ -1,7 +1,9 @@
 """Images of concurrent requests share passes of the tower.
 
-One batch is in the tower, and meanwhile the next one gathers: a tower that is free takes at once whatever waits, up to `max_batch`,
-and waits for nobody unless told to. So a lone request pays nothing, and under load batches are as large as the tower is slow.
+One batch is in the tower, and meanwhile the next one gathers, up to `max_batch`; a tower that is free takes whatever waits. Who
+just got an answer often asks again: so right after a batch the tower waits until as many are there as were then, at most for a
+quarter of what that batch took. (Else few clients take turns in two halves, and batches are half as large as they could be.) A lone
+request pays nothing, and under load batches are as large as the tower is slow.
 
 An item whose request has gone away or is past its deadline is dropped before it reaches the tower. A batcher belongs to one model:
 no batch mixes two.
@@ -18,6 +20,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from sightline.serve import deadline
+
+AGAIN = 0.25  # of what the last batch took: how long the next one waits for those who had an answer
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -56,6 +60,9 @@ class Batcher(Generic[T, R]):
         self._turn = turn or asyncio.Lock()
         self._queue: deque[Waiting[T, R]] = deque()
         self._worker: asyncio.Task[None] | None = None
+        self._arrived = asyncio.Event()
+        # Of the last batch: how many were in it or waited when it ended, when that was, and how long it took.
+        self._company, self._ended, self._took_s = 0, 0.0, 0.0
 
     def __len__(self) -> int:
         """Items that wait."""
@@ -65,6 +72,7 @@ class Batcher(Generic[T, R]):
         """Raises: ProblemError: the request's deadline passed before there was room in the tower (503)."""
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._queue.append(Waiting(item, answer, time.monotonic(), deadline.ends()))
+        self._arrived.set()
         if self._worker is None or self._worker.done():
             # In a context of its own: it works for many requests, and has nobody's deadline.
             self._worker = asyncio.create_task(self._work(), context=Context())
@@ -72,13 +80,29 @@ class Batcher(Generic[T, R]):
 
     async def _work(self) -> None:
         while self._queue:
-            if self._wait_s and len(self._queue) < self._max_batch:
-                await asyncio.sleep(self._wait_s)
+            await self._gather()
             async with self._turn:
                 if batch := self._take():
-                    now = time.monotonic()
-                    self._observe([now - waiting.since for waiting in batch])
+                    began = time.monotonic()
+                    self._observe([began - waiting.since for waiting in batch])
                     await self._answer(batch)
+                    self._ended = time.monotonic()
+                    self._company, self._took_s = len(batch) + len(self._queue), self._ended - began
+
+    async def _gather(self) -> None:
+        """Wait for others, `wait_s` in any case, and where a batch has just ended, for as many as there were."""
+        began = time.monotonic()
+        again_s = self._took_s * AGAIN if self._company > 1 and began - self._ended < self._took_s * AGAIN else 0.0
+        if not (patience_s := max(self._wait_s, again_s)):
+            return
+        wanted = min(self._max_batch, self._company) if again_s > self._wait_s else self._max_batch
+        try:
+            async with asyncio.timeout(patience_s):
+                while len(self._queue) < wanted:
+                    self._arrived.clear()
+                    await self._arrived.wait()
+        except TimeoutError:
+            pass
 
     def _take(self) -> list[Waiting[T, R]]:
         """The next batch, without those that nobody waits for."""

@@ -16,6 +16,7 @@ from PIL import Image
 OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 GOLDEN_ANGLE = 0.381966  # as a share of the circle
 PNG_LEVEL = 6  # measured on 768 × 1024 with 13 classes: 4 ms and 18 kB; level 1 halves the time and doubles the bytes
+SCORES_LEVEL = 2  # of score maps, a file for each label: level 6 takes two and a half times as long for a fifth fewer bytes
 
 
 def colour(index: int) -> str:
@@ -41,7 +42,7 @@ def encode_scores(scores_HW: NDArray[np.float32]) -> bytes:
     """Scores of one label as a grey PNG: 0 and below is black, 1 is white."""
     file = io.BytesIO()
     grey = (scores_HW.clip(0, 1) * 255).round().astype(np.uint8)
-    Image.fromarray(grey).save(file, "PNG", compress_level=PNG_LEVEL)
+    Image.fromarray(grey).save(file, "PNG", compress_level=SCORES_LEVEL)
     return file.getvalue()
 
 

@@ -2,7 +2,8 @@
 
 bfloat16 is twice to four times as fast as float32 where the processor has instructions for it (avx512_bf16, AMX, any recent GPU),
 and slower where it has not. `auto` takes it where it pays and the golden embeddings allow it; whatever is taken, and the
-difference that was measured, stands in /v1/models. Weights are converted once: autocast would convert them at every call.
+difference that was measured, stands in /v1/models. Weights are converted once: autocast would convert them at every call. A large
+tower in float32 is computed by onnxruntime on a CPU (`traced.py`).
 
 The golden embeddings are the artifact's. A model that has none is its own reference, in float32.
 """
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from sightline.models.artifact import golden_images
 from sightline.models.clip import Clip
+from sightline.serve.traced import pays, traced
 
 Precision = Literal["auto", "float32", "bfloat16"]
 # 1 − cosine of a served embedding and its golden one.
@@ -29,11 +31,17 @@ CPU_FLAGS = ("avx512_bf16", "amx_bf16")
 
 @dataclass(frozen=True)
 class ImageTower:
-    """A model for its images alone. `difference`: largest 1 − cosine from the golden embeddings."""
+    """A model for its images alone.
+
+    Attributes:
+        difference: largest 1 − cosine from the golden embeddings.
+        runtime: what computes it, `torch` or `onnxruntime`.
+    """
 
     model: Clip
     precision: str
     difference: float
+    runtime: str = "torch"
 
 
 def image_tower(model: Clip, precision: Precision, golden: tuple[Tensor, Tensor] | None = None) -> ImageTower:
@@ -53,13 +61,14 @@ def image_tower(model: Clip, precision: Precision, golden: tuple[Tensor, Tensor]
         if fast is not None and (difference := cosine_difference(fast.model, images, want)) <= MAX_DIFFERENCE:
             return replace(fast, difference=difference)
         precision = "float32"
-    tower = in_bfloat16(model) if precision == "bfloat16" else model
+    by_graph = precision == "float32" and pays(model)
+    tower = in_bfloat16(model) if precision == "bfloat16" else traced(model) if by_graph else model
     difference = cosine_difference(tower, images, want)
     if not difference <= MAX_DIFFERENCE:
         remedy = "serve it in float32" if precision == "bfloat16" else "check the versions of torch and open_clip"
         off = f"off by {difference:.1e} in cosine ({MAX_DIFFERENCE:.0e} is allowed)"
         raise ValueError(f"embeddings of {model.name} in {precision} are {off}; {remedy}")
-    return ImageTower(tower, precision, difference)
+    return ImageTower(tower, precision, difference, "onnxruntime" if by_graph else "torch")
 
 
 def cosine_difference(model: Clip, images: Tensor, want_BD: Tensor) -> float:

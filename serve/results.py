@@ -90,6 +90,7 @@ def described(served: Served, share: float) -> answers.Model:
         dimension=served.engine.dimension,
         image_size=model.preprocess.size,
         precision=tower.precision,
+        runtime=tower.runtime,
         cosine_difference=tower.difference,
         templates=list(model.templates),
         classes=served.engine.classes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -46,6 +47,36 @@ def test_a_free_tower_takes_one_at_once_and_a_busy_one_gathers() -> None:
         assert await asyncio.gather(first, *rest) == [0, 2, 4, 6, 8, 10]
         assert tower.batches == [[0], [1, 2, 3], [4, 5]]
         assert waited == [1, 3, 2]
+
+    asyncio.run(scenario())
+
+
+def test_those_who_had_an_answer_are_waited_for_a_while() -> None:
+    """Three clients of which each asks again at once stay together, and one that stays alone is not held up."""
+
+    async def scenario() -> None:
+        batches: list[int] = []
+
+        async def run(items: list[int]) -> Sequence[int]:
+            batches.append(len(items))
+            await asyncio.sleep(0.2)
+            return items
+
+        batcher = Batcher(run, max_batch=8)
+
+        async def client(number: int) -> None:
+            for _ in range(4):
+                await batcher(number)
+                await asyncio.sleep(0.01)  # an answer's and a question's way
+
+        await asyncio.gather(*(client(number) for number in range(3)))
+        assert batches == [1, 2, 3, 3, 3] or batches[2:-1] == [3] * len(batches[2:-1])
+        lone = time.monotonic()
+        await batcher(0)
+        await batcher(0)
+        await batcher(0)
+        assert batches[-3:] == [1, 1, 1]
+        assert time.monotonic() - lone < 3 * 0.2 + 0.15  # once a quarter of a batch's time, then none
 
     asyncio.run(scenario())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from sightline.models.artifact import golden_images
 from sightline.models.clip import Clip
 from sightline.serve import precision as precision_module
+from sightline.serve import traced as traced_module
 from sightline.serve.precision import cosine_difference, has_bfloat16, image_tower, in_bfloat16
 
 
@@ -47,6 +49,19 @@ def test_auto_stays_exact_where_bfloat16_is_too_coarse_and_bfloat16_is_refused(
     assert (exact.precision, exact.model) == ("float32", model)
     with pytest.raises(ValueError, match="serve it in float32"):
         image_tower(model, "bfloat16")
+
+
+def test_a_large_tower_in_float32_is_computed_by_onnxruntime(model: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' model is large for once; threads may share the session."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(traced_module, "LEAST_PARAMETERS", 1)
+    tower = image_tower(model, "float32")
+    assert (tower.precision, tower.runtime) == ("float32", "onnxruntime") and tower.difference < 1e-6
+    images = torch.cat([golden_images(model.preprocess.size)] * 2)
+    with ThreadPoolExecutor(2) as pool:
+        parts = torch.cat(list(pool.map(tower.model.embed_images, images.chunk(2))))
+    torch.testing.assert_close(parts, model.embed_images(images), atol=1e-5, rtol=0)
+    torch.testing.assert_close(tower.model.embed_texts(["a cat"]), model.embed_texts(["a cat"]), atol=0, rtol=0)
 
 
 def test_other_golden_embeddings_are_noticed(model: Clip) -> None:
