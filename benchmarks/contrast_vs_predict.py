@@ -17,7 +17,11 @@ from benchmarks.command import sightline
 from benchmarks.report import section
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-RECIPES = {"clip_demo": "contrast", "words_demo": "predict the words, in any order", "captions_demo": "predict the caption, word by word"}
+RECIPES = {
+    "clip_demo": "contrast",
+    "words_demo": "predict the words, in any order",
+    "captions_demo": "predict the caption, in order",
+}
 POINTS = 8
 
 
@@ -36,7 +40,19 @@ def main() -> None:
             runs.append(Path(report["artifact"]).parent)
         found = sightline("lens", "efficiency", *runs, "--out", folder / "lens")
         shutil.copy(folder / "lens" / "efficiency.svg", DOCS / "efficiency.svg")
-    print(found)
+    rows = []
+    for (recipe, what), line in zip(RECIPES.items(), found["lines"], strict=True):
+        assert line["label"].startswith(recipe), (recipe, line["label"])
+        samples = f"{'at most ' if line['at_most'] else ''}{line['samples_to_level']:,.0f}"
+        rows.append((f"{what} (`{recipe}`)", f"{line['best']:.1%}", samples, f"{line['times_fewer']:.1f}"))
+    header = (
+        "what is asked of captions",
+        "best zero-shot top-1",
+        f"samples to {found['level']:.1%}",
+        "times fewer than the slowest",
+    )
+    command, what = "python -m benchmarks.contrast_vs_predict CORPUS", f"{given.steps} steps each on scenes, one seed"
+    section("Contrasting and predicting", command, what, ("torch", "timm"), header, rows)
 
 
 if __name__ == "__main__":

@@ -225,7 +225,8 @@ def report(rows: list[tuple[str, ...]], bodies: list[bytes]) -> None:
     body = f"""`python -m benchmarks.serving PHOTOS`: a tower of the size of ViT-B/32 with random weights, {sizes}, batches of
 at most {MAX_BATCH}, two threads; clients run on the same two cores; {environment("ray", "torch", "fastapi")}; {pins}.
 `noop` is our whole stack around a tower of one narrow layer: HTTP, HAProxy, validation, base64 or form, JPEG, batching. LitServe
-runs our own decoding and tower; infinity runs transformers' CLIP in float32, its default on a CPU.
+runs our decoding and the tower by torch; ours in float32 is by onnxruntime (as the bare loop), with which it would be faster.
+Infinity runs transformers' CLIP in float32, its default on a CPU.
 
 """
     header = ("way", "endpoint", "clients", "requests/s", "p50, ms", "p99, ms")

@@ -1,4 +1,4 @@
-"""LitServe around the same functions: decoding, tower, precision, threads and batch size are the same.
+"""LitServe around the same torch functions: decoding, tower, precision, threads and batch size are the same.
 
     python -m benchmarks.serving_litserve MODEL PORT MAX_BATCH PRECISION
 
@@ -12,8 +12,10 @@ from typing import Any
 import litserve
 import torch
 
+from sightline.models.codec import decode_rgb
+from sightline.models.load import load_model
 from sightline.serve.limits import Limits
-from sightline.serve.served import load
+from sightline.serve.precision import in_bfloat16
 
 
 class Embeddings(litserve.LitAPI):  # type: ignore[misc]
@@ -25,18 +27,20 @@ class Embeddings(litserve.LitAPI):  # type: ignore[misc]
 
     def setup(self, device: str) -> None:
         torch.set_num_threads(2)
-        model, precision = self._named
-        self._engine = load(model, precision).engine  # type: ignore[arg-type]
+        name, precision = self._named
+        model = load_model(name)
+        self._model = in_bfloat16(model) if precision == "bfloat16" else model
 
     def decode_request(self, request: dict[str, Any]) -> Any:
         [url] = request["input"]
-        return self._engine.pixels(base64.b64decode(url.partition(",")[2]), Limits().max_pixels)
+        rgb_HWC = decode_rgb(base64.b64decode(url.partition(",")[2]), max_pixels=Limits().max_pixels)
+        return self._model.preprocess.pixels(rgb_HWC)
 
     def batch(self, inputs: list[Any]) -> list[Any]:
         return inputs
 
     def predict(self, images: list[Any]) -> list[Any]:
-        return list(self._engine.embed_images(images))
+        return list(self._model.embed_images(torch.stack(images)))
 
     def unbatch(self, output: list[Any]) -> list[Any]:
         return output
