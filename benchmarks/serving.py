@@ -174,16 +174,17 @@ def for_older_transformers(config: Path) -> None:
 def await_answer(url: str, ask: dict[str, Body], photo: bytes) -> None:
     """Return when the server answers a question."""
     endpoint, body = next(iter(ask.items()))
-    deadline = time.monotonic() + STARTS_WITHIN_S
+    deadline, last = time.monotonic() + STARTS_WITHIN_S, "nothing"
     while time.monotonic() < deadline:
         try:
             answer = httpx.post(url + endpoint, timeout=60, trust_env=False, **body(photo))
             if answer.is_success:
                 return
+            last = f"{answer.status_code} {answer.text[:300]}"
         except httpx.HTTPError:
             pass
         time.sleep(0.2)
-    raise SystemExit(f"{url}{endpoint} did not answer")
+    raise SystemExit(f"{url}{endpoint} did not answer but with {last}")
 
 
 async def measure(url: str, body: Body, bodies: list[bytes], clients: int) -> tuple[float, float, float]:
