@@ -26,7 +26,7 @@ import time
 import venv
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +159,9 @@ def server(way: str, model: Path, tiny: Path, folder: Path) -> Iterator[tuple[st
         yield url, ask
     finally:
         process.terminate()  # not its group: Ray's own processes are needed for a good end
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(60)
-        except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):  # LitServe leaves its workers behind
             os.killpg(process.pid, signal.SIGKILL)
 
 
