@@ -137,7 +137,7 @@ def parses(line: str) -> None:
     """The command line takes `sightline VERB ...`; what is submitted is looked into as well. Nothing is run."""
     program, verb, *words = shlex.split(line, comments=True)
     group = typer.main.get_command(app)
-    while verb == "corpus":
+    while verb in ("corpus", "lens"):
         assert isinstance(group, typer.core.TyperGroup)
         group, (verb, *words) = group.commands[verb], words
     assert program == "sightline" and isinstance(group, typer.core.TyperGroup)

@@ -13,7 +13,8 @@ Legend: B batch, C channels, H W pixels; n m rows and columns of a block, N M th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from math import exp
 from typing import Literal, get_args
@@ -29,10 +30,12 @@ Kernel = Literal["uniform", "gaussian"]
 BLOCK_NUMBERS = 2**20
 # h in units of σ, where σ is known: what scikit-image advises for these two windows.
 H_OF_SIGMA: dict[Kernel, float] = {"uniform": 0.8, "gaussian": 0.6}
+PATCH, DISTANCE = 7, 11
+REACH = DISTANCE + PATCH // 2  # how many pixels away something may be that changes a pixel; a side has to be longer, to be mirrored
 
 
 def nl_means(
-    image_BCHW: Tensor, *, h: float, patch: int = 7, distance: int = 11, sigma: float = 0.0, kernel: Kernel = "uniform"
+    image_BCHW: Tensor, *, h: float, patch: int = PATCH, distance: int = DISTANCE, sigma: float = 0.0, kernel: Kernel = "uniform"
 ) -> Tensor:
     """Images or feature maps [B, C, H, W], float32 or float64 on any device, each filtered by itself; the border is mirrored.
 
@@ -64,11 +67,15 @@ def denoised(
     sigma: float,
     *,
     h: float | None = None,
-    patch: int = 7,
-    distance: int = 11,
+    patch: int = PATCH,
+    distance: int = DISTANCE,
     kernel: Kernel = "uniform",
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Pixels uint8 [C, H, W], as augmentations take and give them, rid of noise of that standard deviation, in steps of 0 to 255.
+
+    `dtype` is what is computed in. float64 takes twice as long; in float32, processors whose last digits differ round a few pixels
+    of a million to the next grey level.
 
     Raises:
         ValueError: as `nl_means`, or the pixels are not uint8.
@@ -80,7 +87,7 @@ def denoised(
     if kernel not in H_OF_SIGMA:
         raise ValueError(f"kernel={kernel!r} is not one of {', '.join(H_OF_SIGMA)}")
     h = H_OF_SIGMA[kernel] * sigma if h is None else h
-    clean_BCHW = nl_means(image_CHW[None].float(), h=h, patch=patch, distance=distance, sigma=sigma, kernel=kernel)
+    clean_BCHW = nl_means(image_CHW[None].to(dtype), h=h, patch=patch, distance=distance, sigma=sigma, kernel=kernel)
     return clean_BCHW[0].round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -89,23 +96,41 @@ def denoise(
     sigma: float,
     *,
     h: float | None = None,
-    patch: int = 7,
-    distance: int = 11,
+    patch: int = PATCH,
+    distance: int = DISTANCE,
     kernel: Kernel = "uniform",
+    dtype: torch.dtype = torch.float32,
 ) -> NDArray[np.uint8]:
     """The same for an image as ingest has it: uint8 [H, W, C].
 
-    Of many images, filter one per thread under `torch.set_num_threads(1)`: threads that share an image wait for each other at each
+    Of many images, filter one per thread under `on_one_thread`: threads that share an image wait for each other at each
     of thousands of steps, which is faster on an idle machine and many times slower on a busy one.
     """
     image_CHW = torch.from_numpy(np.ascontiguousarray(rgb_HWC.transpose(2, 0, 1)))
-    clean_CHW = denoised(image_CHW, sigma, h=h, patch=patch, distance=distance, kernel=kernel)
+    clean_CHW = denoised(image_CHW, sigma, h=h, patch=patch, distance=distance, kernel=kernel, dtype=dtype)
     return np.ascontiguousarray(clean_CHW.permute(1, 2, 0).numpy())
 
 
 def randomly_denoised(image_CHW: Tensor, sigmas: tuple[float, float], random: np.random.Generator) -> Tensor:
-    """An augmentation: `denoised`, with a standard deviation drawn evenly between two."""
-    return denoised(image_CHW, random.uniform(*sigmas))
+    """An augmentation: `denoised` on one thread, with a standard deviation drawn evenly between two."""
+    with on_one_thread():
+        return denoised(image_CHW, random.uniform(*sigmas))
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """torch works in the calling thread alone, as every thread that has images of its own should, and how many threads there are
+    cannot change where an operation is split. Other threads keep their number; one that begins meanwhile gets 1 for good.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 # -- one group of images

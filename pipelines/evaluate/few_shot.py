@@ -49,7 +49,19 @@ def probe(
     Raises:
         ValueError: the training set has fewer than two classes.
     """
-    return float(fitted(train_ND, train_N).score(test_ND, test_N))
+    return float(hits(train_ND, train_N, test_ND, test_N).mean())
+
+
+def hits(
+    train_ND: NDArray[np.float32], train_N: NDArray[np.int64], test_ND: NDArray[np.float32], test_N: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Which test rows that classifier gets right [N].
+
+    Raises:
+        ValueError: the training set has fewer than two classes.
+    """
+    right: NDArray[np.bool_] = fitted(train_ND, train_N).predict(test_ND) == test_N
+    return right
 
 
 def fitted(train_ND: NDArray[np.float32], train_N: NDArray[np.int64]) -> LogisticRegression:

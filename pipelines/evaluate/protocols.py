@@ -13,7 +13,7 @@ from sightline.models.clip import Clip
 from sightline.models.lseg import Lseg
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.evaluate.evaluate import Evaluation, embed_rows, single_labels
-from sightline.pipelines.evaluate.few_shot import SEEDS, SHOTS, Point, as_metrics, curve, probe
+from sightline.pipelines.evaluate.few_shot import SEEDS, SHOTS, Point, as_metrics, curve, hits
 from sightline.pipelines.evaluate.open_set import open_set
 from sightline.pipelines.evaluate.segmentation import metrics_of, options_for, score_masks, trained_labels, with_masks
 from sightline.pipelines.feed.masks import MaskClasses, check_names, of_fold
@@ -28,12 +28,25 @@ def quiet(what: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class FewShot:
-    """An evaluation, and what its figure shows."""
+    """An evaluation, and what its figures show.
+
+    Attributes:
+        points: probes on a few rows a class.
+        everything_N, zero_shot_N: which of the same N test rows the probe on all training rows gets right, and zero-shot.
+    """
 
     evaluation: Evaluation
     points: list[Point]
-    everything: float
-    zero_shot: float
+    everything_N: NDArray[np.bool_]
+    zero_shot_N: NDArray[np.bool_]
+
+    @property
+    def everything(self) -> float:
+        return float(self.everything_N.mean())
+
+    @property
+    def zero_shot(self) -> float:
+        return float(self.zero_shot_N.mean())
 
 
 def evaluate_segmentation(
@@ -80,7 +93,7 @@ def evaluate_few_shot(
         ValueError: the model has no embeddings, the corpus no training split, or too few rows have one label.
     """
     model, split = dual_encoder(model), evaluated(corpus, split)
-    if TRAIN not in corpus.splits or split == TRAIN:
+    if TRAIN not in corpus.splits or split in (None, TRAIN):  # all rows are the training rows, too
         raise ValueError(
             f"a probe is fitted to the split 'train' and scored on another; {corpus.location} has {corpus.splits or 'none'}"
         )
@@ -88,13 +101,13 @@ def evaluate_few_shot(
     there = np.isin(test_N, train_N)  # nobody can be fitted to a class without examples
     test_ND, test_N = test_ND[there], test_N[there]
     points = curve(train_ND, train_N, test_ND, test_N, shots, seeds)
-    everything = probe(train_ND, train_N, test_ND, test_N)
+    everything_N = hits(train_ND, train_N, test_ND, test_N)
     fitted = np.unique(train_N)
     weights_LD = model.classifier([names[number] for number in fitted]).cpu().numpy()
-    zero_shot = float((fitted[(test_ND @ weights_LD.T).argmax(1)] == test_N).mean())
+    zero_shot_N = fitted[(test_ND @ weights_LD.T).argmax(1)] == test_N
     metrics: dict[str, float] = {"classes": len(fitted), "train_rows": len(train_N), "test_rows": len(test_N)}
-    metrics |= as_metrics(points, everything, zero_shot)
-    return FewShot(Evaluation(model.name, model.revision, corpus.root, split, metrics), points, everything, zero_shot)
+    metrics |= as_metrics(points, float(everything_N.mean()), float(zero_shot_N.mean()))
+    return FewShot(Evaluation(model.name, model.revision, corpus.root, split, metrics), points, everything_N, zero_shot_N)
 
 
 def evaluate_open_set(

@@ -1,8 +1,9 @@
-"""What an ingest does to pixels: nothing by default, or one resize and one encoding for all images.
+"""What an ingest does to pixels: nothing by default, or one resize, one filter against noise and one encoding for all images.
 
-Invariant: an image that needs neither keeps its bytes, EXIF and all. What is re-encoded was decoded upright, goes once
+Invariant: an image that needs none keeps its bytes, EXIF and all. What is re-encoded was decoded upright, goes once
 through the towers' own resampling, and takes its label map through the same geometry by nearest neighbour, so that mask
-and image keep their common size; what padding adds belongs to no class.
+and image keep their common size; what padding adds belongs to no class. The filter comes after scaling and before cutting or
+padding, and leaves label maps alone.
 
     keep                the size stays
     shortest=256        the shorter side becomes 256
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from sightline.models.codec import ImageError, ImageInfo
 from sightline.models.encode import FORMATS, encode, encode_labels, versions
 from sightline.pipelines.corpus.schema import IGNORE
+from sightline.pipelines.ingest.denoise import VERSION, filtered
 
 Mode = Literal["keep", "shortest", "longest", "exact", "centre_crop", "pad"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -35,6 +37,7 @@ ENCODINGS = ("original", *FORMATS)
 QUALITY = 90
 WHITE = 255
 MAX_SIZE = 65_535
+MAX_NOISE = 255
 Size = tuple[int, int]  # width, height
 
 
@@ -58,6 +61,8 @@ class Resize:
         only_if_larger: an image that would have to be enlarged keeps its size.
         encode: `jpeg`, `png` or `webp`; `original`: in its own format where it is one of these, else as PNG.
         quality: of JPEG and WebP, 1 to 100.
+        denoise: standard deviation, on the scale 0 to 255, of the noise that non-local means takes out, for which every image is
+            encoded anew; 0: no filter.
     """
 
     mode: str = "keep"
@@ -65,6 +70,7 @@ class Resize:
     only_if_larger: bool = True
     encode: str = "original"
     quality: int = QUALITY
+    denoise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -75,13 +81,18 @@ class Resize:
             raise ValueError(f"images cannot be encoded as {self.encode!r}; choose from {', '.join(ENCODINGS)}")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"a quality of {self.quality} is out of range; give 1 to 100")
+        if not 0 <= self.denoise <= MAX_NOISE:
+            raise ValueError(
+                f"denoise={self.denoise:g} is no standard deviation of noise on the scale 0 to {MAX_NOISE}; 5 to 25 are usual, and "
+                "0 is no filter"
+            )
 
     @classmethod
-    def parse(cls, resize: str = "keep", encode: str = "original") -> Resize:
-        """From the options' texts: `shortest=256`, `longest=512,enlarge`, `pad=640x480,shrink`; `jpeg:90`, `png`.
+    def parse(cls, resize: str = "keep", encode: str = "original", denoise: float = 0.0) -> Resize:
+        """From the options' texts: `shortest=256`, `longest=512,enlarge`, `pad=640x480,shrink`; `jpeg:90`, `png`; and the noise.
 
         Raises:
-            ValueError: a text is none of these.
+            ValueError: a text is none of these, or the noise no number from 0 to 255.
         """
         choice, _, when = resize.partition(",")
         mode, _, size = choice.partition("=")
@@ -93,7 +104,7 @@ class Resize:
             )
         only_if_larger = when == "shrink" or (mode not in BOXES and when != "enlarge")
         format, _, quality = encode.partition(":")
-        if quality and (format == "png" or (format, mode) == ("original", "keep")):
+        if quality and (format == "png" or ((format, mode) == ("original", "keep") and not denoise)):
             raise ValueError(f"{encode!r}: nothing is lost there, so there is no quality to choose; leave it away")
         return cls(
             mode=mode,
@@ -101,6 +112,7 @@ class Resize:
             only_if_larger=only_if_larger,
             encode=format,
             quality=parse_number(quality, f"the quality in {encode!r}", "jpeg:90") if quality else QUALITY,
+            denoise=denoise,
         )
 
     @classmethod
@@ -117,14 +129,21 @@ class Resize:
         return choice
 
     def config(self) -> dict[str, Any]:
-        """What decides bytes, as JSON; the libraries' versions belong to it as soon as anything may be re-encoded."""
-        fields = {**asdict(self), "size": list(self.size)}
-        return fields if self.keeps_all else {**fields, "versions": versions()}
+        """What decides bytes, as JSON; the libraries' versions belong to it as soon as anything may be re-encoded.
+
+        The filter is in it where there is one: it came later, and gave no plan another name.
+        """
+        fields = {**asdict(self), "size": list(self.size), "denoise": float(self.denoise)}
+        if not self.denoise:
+            fields.pop("denoise")
+        if self.keeps_all:
+            return fields
+        return {**fields, "versions": versions() | ({"nlmeans": VERSION} if self.denoise else {})}
 
     @property
     def keeps_all(self) -> bool:
         """Whether every image keeps its bytes."""
-        return self.mode == "keep" and self.encode == "original"
+        return self.mode == "keep" and self.encode == "original" and not self.denoise
 
     def apply(
         self,
@@ -143,12 +162,12 @@ class Resize:
             max_pixels: a larger result is refused.
 
         Raises:
-            ImageError: the result would be too large, or does not fit its format.
+            ImageError: the result would be too large, does not fit its format, or cannot be filtered.
         """
         source = (info.width, info.height)
         scaled, final = self.geometry(source)
         format = self.encode if self.encode != "original" else info.format
-        if final == scaled == source and format == info.format:
+        if final == scaled == source and format == info.format and not self.denoise:
             return Picture(image, info.format, *source, mask)
         if max(scaled[0] * scaled[1], final[0] * final[1]) > max_pixels:
             raise ImageError("too_many_pixels", f"{scaled[0]:,} x {scaled[1]:,} pixels are more than the {max_pixels:,} allowed")
@@ -156,6 +175,8 @@ class Resize:
         from sightline.models.preprocess import resample, to_CHW  # torch takes seconds to load, and `keep` needs none
 
         pixels = resample(to_CHW(rgb_HWC), scaled[1], scaled[0]).permute(1, 2, 0).numpy()
+        if self.denoise:
+            pixels = filtered(pixels, self.denoise)
         data = encode(place(pixels, final, WHITE), format, self.quality)
         if labels_HW is not None and not final == scaled == source:
             mask = encode_labels(place(nearest(labels_HW, scaled), final, IGNORE))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sightline.models.classifier import TrainedClassifier
 from sightline.models.lenses.attention import LayerAttention, attentions, entropy, mean_distance, pick
 from sightline.models.lenses.flow import attended, relevance_of, rollout
 from sightline.models.lenses.subject import Subject
@@ -38,7 +39,8 @@ def look(subject: Subject, pixels_BCHW: Tensor, folder: Path, *, label: str = ""
     """Attention of a tower to uint8 images [B, 3, S, S].
 
     Args:
-        label: for a model with a text tower: relevance is for this text's similarity; otherwise for the largest output.
+        label: of a model with a text tower, any text, and relevance is for its similarity; of a classifier of ours one of its
+            classes, for its logit; "" for the largest output (of a classifier of ours: logit).
         layer: whose heads are drawn, by name or number; none by default.
 
     Raises:
@@ -61,7 +63,7 @@ def look(subject: Subject, pixels_BCHW: Tensor, folder: Path, *, label: str = ""
     numbers = {
         "model": subject.name,
         "images": len(pixels_BCHW),
-        "score": f"similarity to {label!r}" if label else "the largest output",
+        "score": score_name(subject, label),
         "layers": [facts(layer, mean) for layer, mean in zip(first, means, strict=True)],
     }
     caption = (
@@ -76,12 +78,14 @@ def score_of(subject: Subject, label: str) -> Score:
     """What relevance is for: a number an image.
 
     Raises:
-        ValueError: a label for a model without a text tower.
+        ValueError: a label for a model that has neither a text tower nor classes, or none of its classes.
     """
+    if subject.classifier is not None:
+        return logit_of(subject.classifier, label)
     if not label:
         return lambda output: (output if output.ndim == 2 else output.mean(1)).amax(1)
     if subject.clip is None:
-        raise ValueError(f"{subject.name} has no text tower to compare with {label!r}; leave --label away")
+        raise ValueError(f"{subject.name} has no text tower to compare with {label!r}, nor known classes; leave --label away")
     clip = subject.clip
     text_D = clip.classifier([label])[0].clone()
     above = getattr(clip.towers.visual, "head", None) if hasattr(clip.towers.visual, "trunk") else None
@@ -91,6 +95,30 @@ def score_of(subject: Subject, label: str) -> Score:
         return F.normalize(embedding_BD, dim=-1) @ text_D
 
     return score
+
+
+def logit_of(classifier: TrainedClassifier, label: str) -> Score:
+    """The logit of a class, or the largest one.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    if label and label not in classifier.classes:
+        raise ValueError(f"{classifier.name} has no class {label!r}; give --label one of {', '.join(classifier.classes)}")
+    head: Any = classifier.network.visual.head
+
+    def score(output_BD: Tensor) -> Tensor:
+        logits_BL: Tensor = head(output_BD)
+        return logits_BL[:, classifier.classes.index(label)] if label else logits_BL.amax(1)
+
+    return score
+
+
+def score_name(subject: Subject, label: str) -> str:
+    """What relevance is for, in words."""
+    if subject.classifier is not None:
+        return f"logit of {label!r}" if label else "the largest logit"
+    return f"similarity to {label!r}" if label else "the largest output"
 
 
 def mean_of(images: Sequence[Heads]) -> Heads:

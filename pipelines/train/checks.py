@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from sightline.models.classifier import has_batch_norms
+from sightline.models.lenses.nlmeans import REACH
 from sightline.models.objectives import Classification, Contrastive, Prediction, Segmentation
 from sightline.models.predictive import VOCABULARY
 from sightline.models.rand_augment import STRONGEST
@@ -55,7 +56,18 @@ def check_ranges(spec: RunSpec) -> None:
         raise ValueError(
             f"rand_augment={list(augment.rand_augment)}; give [operations, strength], as in [2, 9], strength at most {STRONGEST}"
         )
-    on_pixels = [name for name in ("crop_area", "shift", "flip", "rand_augment", "grey") if getattr(augment, name)]
+    if augment.denoise is not None:
+        if not 0 < augment.denoise[0] <= augment.denoise[1] <= 255:
+            raise ValueError(
+                f"denoise={list(augment.denoise)}; give the smallest and the largest standard deviation of the noise, above 0 and "
+                "at most 255, as in [5, 15]"
+            )
+        if spec.model.preprocess.size <= REACH:
+            raise ValueError(
+                f"denoise looks {REACH} pixels around each, and preprocess.size={spec.model.preprocess.size} has no room for that; "
+                f"give at least {REACH + 1}, or leave denoise out"
+            )
+    on_pixels = [name for name in ("crop_area", "shift", "flip", "denoise", "rand_augment", "grey") if getattr(augment, name)]
     if isinstance(spec.objective, Segmentation):
         on_pixels = [name for name in on_pixels if name != "flip"]  # both ways are kept
     if spec.model.keeps_features and on_pixels:

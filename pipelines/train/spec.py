@@ -91,6 +91,8 @@ class RunSpec:
                 fields["model"].pop(name)
         if self.data.each == "image":
             fields["data"].pop("each")
+        if self.data.augment.denoise is None:  # likewise later than the first runs
+            fields["data"]["augment"].pop("denoise")
         return hashlib.sha256(canonical_json(fields).encode()).hexdigest()[:12]
 
     @property

@@ -31,6 +31,9 @@ def ingest(
     append: Annotated[bool, typer.Option("--append", help="Add the inputs whose keys DEST has never seen.")] = False,
     resize: Annotated[str, typer.Option(help="keep, shortest=256, longest=512, exact=WxH, centre_crop=WxH or pad=WxH.")] = "keep",
     encode: Annotated[str, typer.Option(help="original, jpeg:90, png or webp:80.")] = "original",
+    denoise: Annotated[
+        float | None, typer.Option(min=0, max=255, help="σ of noise to take out by non-local means, of 0 to 255; say 10.")
+    ] = None,
     max_megapixels: Annotated[
         float, typer.Option(min=0.001, max=178, help="Larger images are refused, from their header; Pillow's own limit is 178.")
     ] = MEGAPIXELS,
@@ -60,6 +63,7 @@ def ingest(
       sightline ingest photos/ corpora/photos
       sightline ingest photos/captions.csv corpora/photos --json
       sightline ingest photos/ s3://bucket/corpora/photos --resize shortest=256 --encode jpeg:90
+      sightline ingest scans/ corpora/scans --resize longest=512 --denoise 10
       sightline ingest urls.parquet corpora/web --per-host 2 --timeout 20
       sightline ingest more-photos/ corpora/photos --append
     """
@@ -71,7 +75,7 @@ def ingest(
         kind=kind,
         shard_rows=shard_rows,
         seed=seed,
-        resize=Resize.parse(resize, encode),
+        resize=Resize.parse(resize, encode, denoise or 0.0),
         fetch=fetch_options(timeout, per_host, retries, user_agent, ignore_opt_out, allow_loopback),
         max_pixels=round(max_megapixels * 1e6),
     )

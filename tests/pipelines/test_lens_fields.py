@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from sightline.models.artifact import Artifact, write
 from sightline.models.lenses.erf import measure
 from sightline.models.lenses.receptive_field import unit_gradient
 from sightline.models.lenses.subject import load_subject
+from sightline.models.preprocess import Preprocess
+from sightline.models.towers import ModelConfig, build
 from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.lens.erf import Part, compute, part_of, profile, report
 from sightline.pipelines.lens.images import batches, spread
 from tests.conftest import InlineCommandLine
 
@@ -87,3 +93,57 @@ def test_images_are_spread_over_a_split(digits: Corpus) -> None:
     preprocess = load_subject("timm/test_resnet", seed=0).preprocess
     found = torch.cat(list(batches(digits, "train", 10, preprocess)))
     assert len(found) == min(10, len(rows)) and found.shape[1:] == (3, preprocess.size, preprocess.size)
+
+
+def of_classifier(folder: Path) -> str:
+    """A run with the artifact of a small convolutional classifier."""
+    vision = {"timm_model_name": "sightline_ladder", "rung": 12, "scale": 0.0625, "batch_norm": False, "depths": (1, 1, 1, 1)}
+    config = ModelConfig(embed_dim=0, vision=vision, text={}, preprocess=Preprocess(size=64), classes=("cat", "dog"))
+    torch.manual_seed(0)
+    write(folder / "artifact", Artifact(folder.name, config, config.classes, {}), build(config).state_dict(), [])
+    return str(folder)
+
+
+def seen_of(parts: list[Part], folder: Path) -> tuple[list[dict[str, Any]], str]:
+    seen = report(parts, [compute(part) for part in parts], folder)
+    return seen.numbers["fields"], seen.figures[0].read_text()
+
+
+def test_before_and_after_training_stand_side_by_side(tmp_path: Path) -> None:
+    """Two runs of one name are not taken for each other, and what is compared is a model with itself."""
+    parts: list[Part] = []
+    for parent in ("one", "other"):
+        run = of_classifier(tmp_path / parent / "run-0123")
+        parts += [part_of(run, seed=seed, images=2) for seed in range(2)] + ([part_of(run, images=2)] if parent == "other" else [])
+    fields, figure = seen_of(parts, tmp_path / "lens")
+    random = ("run-0123", "random, 2 seeds")
+    assert [(one["model"], one["weights"]) for one in fields] == [random, random, ("run-0123", "its own")]
+    assert all(one["theoretical"] == fields[0]["theoretical"] > 64 for one in fields)
+    _, before, after = fields
+    assert "grows" not in before
+    assert after["grows"] == {name: pytest.approx(after[name] / before[name]) for name in ("side", "sigma")}
+    assert re.search(r"<!-- .*×\d", figure), "and the figure says so"
+    assert seen_of(parts, tmp_path / "again")[1] == figure
+
+
+def test_attention_has_the_whole_image_for_its_field(tmp_path: Path) -> None:
+    (one,), figure = seen_of([part_of("timm/test_vit", seed=0, images=1)], tmp_path)
+    assert one["theoretical"] is None and one["weights"] == "random, 1 seed" and "the whole image" in figure
+
+
+def test_a_part_is_known_by_its_artifact_alone(tmp_path: Path) -> None:
+    """Not by the checkpoints that lie beside it."""
+    run = of_classifier(tmp_path / "run")
+    before = part_of(run)
+    (tmp_path / "run" / "checkpoint.json").write_text("{}")
+    assert part_of(run).key == before.key
+    (tmp_path / "run" / "artifact" / "artifact.json").write_text("{}")
+    assert part_of(run).key != before.key
+
+
+def test_a_profile_is_the_cut_through_the_centre() -> None:
+    """Of a Gaussian, that of its rows: e^(−x²/2σ²), whose height the band does not change."""
+    y, x = np.mgrid[:64, :64]
+    field = np.exp(-((y - 30) ** 2 + (x - 40) ** 2) / (2 * 6.0**2))
+    across, size = profile(field)
+    assert across[40] == pytest.approx(0, abs=0.01) and np.allclose(size, np.exp(-(across**2) / (2 * 6.0**2)), atol=1e-3)

@@ -9,9 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from sightline.models.classifier import TrainedClassifier
 from sightline.models.lenses.nlmeans import denoise
+from sightline.models.lenses.subject import Subject
+from sightline.models.preprocess import Preprocess
+from sightline.models.towers import ModelConfig, build
 from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.lens.attention import score_of
 from tests.conftest import InlineCommandLine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -96,3 +102,21 @@ def test_what_cannot_be_looked_at_costs_one_line(cli_inline: InlineCommandLine, 
 def test_noise_of_no_strength_is_refused() -> None:
     with pytest.raises(ValueError, match="sigma"):
         denoise(np.zeros((40, 40, 3), np.uint8), 0)
+
+
+def test_relevance_is_for_the_logit_of_a_class() -> None:
+    classes = ("cat", "dog", "newt")
+    vision = {"timm_model_name": "test_vit"}
+    config = ModelConfig(embed_dim=0, vision=vision, text={}, preprocess=Preprocess(size=64), classes=classes)
+    torch.manual_seed(0)
+    network = build(config).eval()
+    torch.nn.init.normal_(network.visual.head.proj.weight)
+    classifier = TrainedClassifier(network, config.preprocess, "few", "0" * 64, classes)
+    subject = Subject("few", network.visual.trunk, config.preprocess, classifier=classifier)
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    output, logits = subject.tower(config.preprocess.normalise(pixels)), classifier.logits(pixels)
+    for number, label in enumerate(classes):
+        torch.testing.assert_close(score_of(subject, label)(output), logits[:, number])
+    torch.testing.assert_close(score_of(subject, "")(output), logits.amax(1))
+    with pytest.raises(ValueError, match="cat, dog, newt"):
+        score_of(subject, "unicorn")

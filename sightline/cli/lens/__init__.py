@@ -7,11 +7,13 @@ from collections.abc import Callable
 import typer
 
 from sightline.cli.lens.attention import attention
+from sightline.cli.lens.efficiency import efficiency
 from sightline.cli.lens.erf import erf
 from sightline.cli.lens.gallery import gallery
 from sightline.cli.lens.nlmeans import nlmeans
 from sightline.cli.lens.positions import positions
 from sightline.cli.lens.receptive_field import receptive_field
+from sightline.cli.lens.supervised import supervised
 
 VERBS: dict[str, Callable[..., None]] = {
     "receptive-field": receptive_field,
@@ -19,6 +21,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "attention": attention,
     "positions": positions,
     "nlmeans": nlmeans,
+    "supervised": supervised,
+    "efficiency": efficiency,
     "gallery": gallery,
 }
 

@@ -18,7 +18,9 @@ def attention(
     seed: Seed = None,
     split: Split = None,
     images: Images = 6,
-    label: Annotated[str, typer.Option(help="Of a CLIP: relevance for this text; by default for the largest output.")] = "",
+    label: Annotated[
+        str, typer.Option(help="Relevance for a text (CLIP) or a class (classifier of ours); by default the largest output.")
+    ] = "",
     layer: Annotated[str, typer.Option(help="Draw this layer's heads on the first image: a name, or a number.")] = "",
     out: Out = Path("lens"),
     json: Json = False,

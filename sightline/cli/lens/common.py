@@ -12,10 +12,10 @@ from sightline.cli import output
 if TYPE_CHECKING:  # heavy
     from sightline.pipelines.lens.report import Seen
 
-MODEL = "An artifact, an open_clip folder or name, timm/NAME or torchvision/NAME."
+MODEL = "An artifact or a run of ours, an open_clip folder or name, timm/NAME or torchvision/NAME."
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)]
 Weights = Annotated[str, typer.Option(metavar="FILE", help="Weights of a timm/NAME or torchvision/NAME, in safetensors.")]
-Seed = Annotated[int | None, typer.Option(help="Draw random weights for a timm/NAME or torchvision/NAME instead.")]
+Seed = Annotated[int | None, typer.Option(help="Draw random weights instead, also for an artifact's architecture.")]
 Photos = Annotated[str, typer.Argument(metavar="CORPUS", help="Look at its images.")]
 Images = Annotated[int, typer.Option(min=1, max=64, help="How many, spread over the rows.")]
 Corpus = Annotated[str | None, typer.Option("--corpus", help="Look at its images; by default at noise.")]

@@ -16,9 +16,7 @@ from sightline.cli.output import Json, rows
 def erf(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL)],
     weights: Weights = "",
-    seeds: Annotated[
-        int, typer.Option(min=0, help="Average over so many random initialisations of each timm/ or torchvision/.")
-    ] = 0,
+    seeds: Annotated[int, typer.Option(min=0, help="Average over so many random initialisations of each architecture, too.")] = 0,
     trained: Annotated[bool, typer.Option("--trained/--no-trained", help="Look at the models' own weights, too.")] = True,
     layer: Annotated[str, typer.Option(help="Whose middle unit; by default the last block's.")] = "",
     corpus: Corpus = None,
@@ -37,10 +35,9 @@ def erf(
     Example:
       sightline lens erf timm/resnet18 --seeds 64 --no-trained
       sightline lens erf timm/resnet18 timm/convnext_tiny timm/vit_tiny_patch16_224 timm/swin_tiny_patch4_window7_224 --seeds 8
-      sightline lens erf runs/clip_demo-0123456789ab --corpus corpora/scenes --layer trunk.blocks.2
+      sightline lens erf runs/imagenette_small-0123456789ab --seeds 8 --corpus corpora/imagenette
     """
     from sightline.infra.session import ray_session
-    from sightline.models.lenses.subject import LIBRARIES
     from sightline.pipelines.corpus.reader import Corpus as Opened
     from sightline.pipelines.lens.erf import Part, compute, part_of, report
     from sightline.pipelines.lens.figures import need
@@ -59,8 +56,7 @@ def erf(
     }
     parts: list[Part] = []
     for model in models:
-        library = model.partition("/")[0] in LIBRARIES
-        parts += [part_of(model, seed=seed, **shared) for seed in range(seeds if library else 0)]
+        parts += [part_of(model, seed=seed, **shared) for seed in range(seeds)]
         parts += [part_of(model, weights, **shared)] if trained else []
     if not parts:
         raise ValueError("there is nothing to look at; give --seeds N for random weights, or leave --no-trained away")
@@ -75,7 +71,8 @@ def erf(
             f"{one['r2']:.3f}",
             f"{one['side']:.1f}",
             "all" if one["theoretical"] is None else f"{one['theoretical']:,}",
+            f"{one['grows']['side']:.2f}" if "grows" in one else "",
         )
         for one in seen.numbers["fields"]
     ]
-    show(seen, out, json, rows(("model", "layer", "σ, px", "R²", "√area, px", "theoretical, px"), lines))
+    show(seen, out, json, rows(("model", "layer", "σ, px", "R²", "√area, px", "theoretical, px", "√area grew ×"), lines))
