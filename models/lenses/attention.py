@@ -295,8 +295,10 @@ def _tokens(tower: nn.Module, image_BCHW: Tensor, heard: _Heard) -> LayerAttenti
     prefix = keys - grid[0] * grid[1]
     if not 0 <= prefix <= getattr(getattr(tower, "trunk", tower), "num_prefix_tokens", 1):
         raise ValueError(f"{heard.name} attends to {keys} things, which are not the {_by(grid)} places of the image")
+    apart = _pair(getattr(embed, "feature_ratio", (1, 1)))  # of what the patches are cut from, where that is a network's map
+    stride = (patch[0] * apart[0], patch[1] * apart[1])
     query_WQ, key_WK = torch.arange(queries)[None], torch.arange(keys)[None]
-    return LayerAttention(heard.name, heard.weights, query_WQ, key_WK, prefix, grid, patch, pools=queries != keys)
+    return LayerAttention(heard.name, heard.weights, query_WQ, key_WK, prefix, grid, stride, pools=queries != keys)
 
 
 def _map_pool(tower: nn.Module, image_BCHW: Tensor, heard: _Heard) -> LayerAttention:

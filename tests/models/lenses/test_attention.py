@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from sightline.models.classifier import Classifier
 from sightline.models.lenses.attention import attentions, entropy, mean_distance, pick
 from sightline.models.lenses.subject import Subject, load_subject
+from sightline.recipes import find_recipe
 from tests.models.conftest import CONV, random_towers
 from tests.models.lenses.towers import KINDS, images, tower
 
@@ -337,3 +339,11 @@ def test_without_training_every_head_is_even(photos: Tensor) -> None:
 def test_entropy_of_deit_lies_between_one_token_and_all(deit: Subject, photos: Tensor) -> None:
     found = torch.stack([entropy(layer) for layer in attentions(deit.tower, photos[:2])])
     assert 0 < found.min() < 2.0 and 4.0 < found.max() < math.log(197)
+
+
+@pytest.mark.parametrize("recipe", ["inductive_vit", "inductive_hybrid", "inductive_cct"])
+def test_places_are_as_far_apart_as_the_image_has_room(recipe: str) -> None:
+    """Also where tokens are cut from a network's map: patches of 2 × 2 there are 8 pixels apart."""
+    trunk = Classifier(find_recipe(recipe).model.vision, size=64, classes=2, hidden=0).visual.trunk.eval()
+    for layer in attentions(trunk, torch.randn(1, 3, 64, 64), lambda output: output.amax(1)):
+        assert layer.grid == (8, 8) and layer.stride_px == (8, 8)
