@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -94,8 +96,11 @@ def encoded(image: Image.Image, format: str = "PNG") -> bytes:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """A port that nobody has, between those of Ray's workers and those that the system gives away: nobody gets it meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 30_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @pytest.fixture
