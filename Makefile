@@ -41,7 +41,7 @@ bench: $(STAMP) ## our figures beside the peers', on CORPUS=... PHOTOS=... [CLAS
 	$(BIN)/python -m benchmarks.speed_vs_open_clip $(CORPUS)
 	$(if $(WEIGHTS),$(BIN)/python -m benchmarks.imagenette $(CLASSES) $(WEIGHTS))
 	$(if $(LABELLED),$(BIN)/python -m benchmarks.architectures $(LABELLED))
-	$(if $(LABELLED),$(BIN)/python -m benchmarks.lenses $(LABELLED) $(WEIGHTS))
+	$(if $(and $(LABELLED),$(WEIGHTS)),$(BIN)/python -m benchmarks.lenses $(LABELLED) $(WEIGHTS))
 	$(if $(SCENES),$(BIN)/python -m benchmarks.contrast_vs_predict $(SCENES))
 	$(BIN)/python -m benchmarks.clip_small_vs_open_clip $(CORPUS)
 

@@ -66,15 +66,15 @@ class Engine:
         On a CPU each thread takes a part of the batch through all layers. Threads that share each layer wait there for the slowest
         one: beside a process that wants a third of a core they were a tenth slower in float32, a quarter in bfloat16 (measured).
         """
-        threads = min(torch.get_num_threads(), len(images))
+        shared = torch.get_num_threads()
+        threads = min(shared, len(images))
         if threads < 2 or self.tower.model.device.type != "cpu":
             return self._embed(images)
         bounds = [len(images) * i // threads for i in range(threads + 1)]
-        shared = torch.get_num_threads()
         try:
             return torch.cat([*self._threads.map(self._embed_alone, [images[i:j] for i, j in pairwise(bounds)])])
         finally:
-            torch.set_num_threads(shared)  # torch has one number for all threads
+            torch.set_num_threads(shared)  # a thread that begins later starts with the number that was set last
 
     def _embed_alone(self, images: Sequence[Tensor]) -> Tensor:
         torch.set_num_threads(1)
