@@ -23,6 +23,7 @@ from sightline.models.codec import decode_rgb
 from sightline.models.preprocess import resample, to_CHW
 from sightline.models.remembering import RememberingClip, chunks
 from sightline.models.segment import COMMON_STUFF, Segmentation, segment
+from sightline.models.threads import on_one_thread
 from sightline.models.zeroshot import BACKGROUND
 from sightline.serve.precision import ImageTower
 
@@ -66,19 +67,15 @@ class Engine:
         On a CPU each thread takes a part of the batch through all layers. Threads that share each layer wait there for the slowest
         one: beside a process that wants a third of a core they were a tenth slower in float32, a quarter in bfloat16 (measured).
         """
-        shared = torch.get_num_threads()
-        threads = min(shared, len(images))
+        threads = min(torch.get_num_threads(), len(images))
         if threads < 2 or self.tower.model.device.type != "cpu":
             return self._embed(images)
         bounds = [len(images) * i // threads for i in range(threads + 1)]
-        try:
-            return torch.cat([*self._threads.map(self._embed_alone, [images[i:j] for i, j in pairwise(bounds)])])
-        finally:
-            torch.set_num_threads(shared)  # a thread that begins later starts with the number that was set last
+        return torch.cat([*self._threads.map(self._embed_alone, [images[i:j] for i, j in pairwise(bounds)])])
 
     def _embed_alone(self, images: Sequence[Tensor]) -> Tensor:
-        torch.set_num_threads(1)
-        return self._embed(images)
+        with on_one_thread():
+            return self._embed(images)
 
     def _embed(self, images: Sequence[Tensor]) -> Tensor:
         return torch.cat([self.tower.model.embed_images(torch.stack(list(some))) for some in chunks(images)]).cpu()

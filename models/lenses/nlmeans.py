@@ -13,8 +13,7 @@ Legend: B batch, C channels, H W pixels; n m rows and columns of a block, N M th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from math import exp
 from typing import Literal, get_args
@@ -24,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+from sightline.models.threads import on_one_thread
 
 Kernel = Literal["uniform", "gaussian"]
 # A block has this many differences, 4 MiB in float32: close to the caches, and enough work for two threads to share.
@@ -115,22 +116,6 @@ def randomly_denoised(image_CHW: Tensor, sigmas: tuple[float, float], random: np
     """An augmentation: `denoised` on one thread, with a standard deviation drawn evenly between two."""
     with on_one_thread():
         return denoised(image_CHW, random.uniform(*sigmas))
-
-
-@contextmanager
-def on_one_thread() -> Iterator[None]:
-    """torch works in the calling thread alone, as every thread that has images of its own should, and how many threads there are
-    cannot change where an operation is split. Other threads keep their number; one that begins meanwhile gets 1 for good.
-    """
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 # -- one group of images

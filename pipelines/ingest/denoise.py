@@ -30,7 +30,8 @@ def filtered(rgb_HWC: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
     """
     import torch  # takes seconds to load, and most ingests filter nothing
 
-    from sightline.models.lenses.nlmeans import REACH, denoise, on_one_thread
+    from sightline.models.lenses.nlmeans import REACH, denoise
+    from sightline.models.threads import on_one_thread
 
     height, width, _ = rgb_HWC.shape
     if min(height, width) <= REACH:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sightline.models.lenses.nlmeans import denoise
+from sightline.models.threads import on_one_thread
 from sightline.pipelines.lens.figures import panels, save
 from sightline.pipelines.lens.report import Seen
 
@@ -37,9 +37,7 @@ def look(
         return {"psnr_db": float(peak_signal_noise_ratio(clean_HWC, found_HWC, data_range=255)), "ssim": float(ssim)}
 
     random = np.random.default_rng(seed)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the passes are short: threads would wait for each other at each
-    try:
+    with on_one_thread():
         rows: list[dict[str, Any]] = []
         shown: list[list[Image]] = []
         for sigma in sigmas:
@@ -53,8 +51,6 @@ def look(
                 after.append(scores(found_HWC, clean_HWC))
                 shown[-1] = shown[-1] or [noisy_HWC, found_HWC]
             rows.append({"sigma": sigma, "noisy": means(before), "denoised": means(after)})
-    finally:
-        torch.set_num_threads(threads)
     figure, axes = panels(2 * len(sigmas), columns=2, side=3.4)
     titles = [title(row, name) for row in rows for name in ("noisy", "denoised")]
     for place, picture, words in zip(axes, [picture for pictures in shown for picture in pictures], titles, strict=True):
