@@ -28,7 +28,7 @@ from sightline.pipelines.corpus.manifest import read_manifest
 from sightline.pipelines.corpus.plan import Plan
 from sightline.pipelines.corpus.shards import ShardRecord, done_records
 from sightline.pipelines.corpus.store import Store
-from sightline.pipelines.ingest.build import build_shard, forget_attempts
+from sightline.pipelines.ingest.build import Apart, Conversion, build_shard, forget_attempts
 from sightline.pipelines.ingest.fetch.downloads import Downloads
 from sightline.pipelines.ingest.prepare import Prepared, prepare
 from sightline.pipelines.ingest.report import IngestOptions, IngestReport, Progress
@@ -143,10 +143,17 @@ def room(nodes: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     return max(1, sum(min(cpus, nbytes // memory) for cpus, nbytes in have)), memory
 
 
-def build_row(store: Store, plan: Plan, source: Source, row: dict[str, int], downloads: Downloads | None = None) -> dict[str, str]:
+def build_row(
+    store: Store,
+    plan: Plan,
+    source: Source,
+    row: dict[str, int],
+    downloads: Downloads | None = None,
+    apart: Apart | None = None,
+) -> dict[str, str]:
     """What a worker does with one row. Records travel as JSON: Arrow would unite their `codes` into one struct."""
     try:
-        record = build_shard(store, plan, source, row["shard"], downloads)
+        record = build_shard(store, plan, source, row["shard"], downloads, apart)
     except ConnectionError as error:
         return {"record": "", "failure": f"{error}; the same command goes on"}
     except OSError as error:  # the user's to mend, so no traceback of Ray's around it
@@ -165,18 +172,22 @@ class Builder:
 
     It makes rows in one thread: the JPEG codec holds Python's lock, and more threads were slower (by 10 % with two for each of two
     workers, by 30 % with one worker for both cores).
-    For URLs it has its own downloads: one event loop and its connections serve all shards that it builds. Connections per
-    host are the job's: each actor has its share of them, and there are no more actors than connections.
+    For URLs it has its own downloads, and a process beside it that converts: one event loop and its connections serve all shards
+    that it builds. Connections per host are the job's: each actor has its share of them, and there are no more actors than
+    connections.
     """
 
     def __init__(self, store: Store, plan: Plan, source: Source, options: FetchOptions | None) -> None:
-        if plan.config["resize"] != Resize().config():
-            import_module("sightline.models.preprocess")  # takes seconds, which are not to count against the first image's limit
         self.where = (store, plan, source)
         self.downloads = None if options is None else Downloads(options)
+        self.apart = None if options is None else Apart(Conversion.of(store, plan))
+        if self.apart is not None:
+            self.apart.begin([]).result()
+        elif plan.config["resize"] != Resize().config():
+            import_module("sightline.models.preprocess")  # takes seconds, which are not to count against the first image's limit
 
     def __call__(self, row: dict[str, int]) -> dict[str, str]:
-        return build_row(*self.where, row, self.downloads)
+        return build_row(*self.where, row, self.downloads, self.apart)
 
 
 @contextmanager

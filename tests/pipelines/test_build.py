@@ -112,3 +112,30 @@ def test_what_this_machine_lacks_stops_the_shard_and_is_no_error_row(prepared: P
     with pytest.raises(ConnectionError, match=f"this machine could not read .*: {os.strerror(number)}"):
         build.build_shard(prepared.store, prepared.plan, SourceOf(read), 0)  # type: ignore[arg-type]
     assert not done_records(prepared.store, prepared.plan.plan_id)
+
+
+@dataclass(frozen=True)
+class Kills:
+    """An image that ends the process which decodes it."""
+
+    def __call__(self, reference: str) -> bytes:
+        os._exit(1)
+
+
+def test_what_another_process_converts_is_what_a_plain_loop_does_and_an_item_that_kills_it_fails_alone(prepared: Prepared) -> None:
+    items = [(i, replace(item, mask=None, mask_nbytes=None)) for i, item in items_of(prepared)]
+    given = [(i, item, build.Given(prepared.source.read(item.image))) for i, item in items]
+    expected: list[Row | Rejected] = [transform(item, plan_row, read) for plan_row, item, read in given]
+    work: list[build.Work] = [*given]
+    work[3] = expected[3] = Rejected(given[3][0], given[3][1].key, "", "fetch", "timeout", "not done within 5 s")
+    apart = build.Apart(KEEP)
+    try:
+        assert list(build.beside(work, apart)) == expected
+        plan_row, item, _ = given[10]
+        work[10] = (plan_row, item, Kills())
+        why = "it killed the process that decoded it"
+        expected[10] = Rejected(plan_row, item.key, item.image, "decode", "crash", why)
+        assert list(build.beside(work, apart)) == expected
+        assert list(build.beside(work[:10], apart)) == expected[:10]  # by the process that took its place
+    finally:
+        apart.end()
