@@ -19,7 +19,7 @@ from benchmarks.command import sightline
 from benchmarks.report import section
 
 DEIT = "timm/deit_tiny_patch16_224"
-ERF_MODEL, SEEDS, IMAGES, RUNS = "timm/resnet18", 64, 8, 3
+ERF_MODEL, SEEDS, IMAGES, RUNS = "timm/resnet18", 64, 32, 3
 
 
 def main(corpus: str, weights: str, *ours: str) -> None:

@@ -23,7 +23,7 @@ from sightline.pipelines.evaluate.protocols import evaluated
 from sightline.pipelines.evaluate.segmentation import metrics_of, options_for, score_masks, with_masks
 
 REPORT = Path(__file__).resolve().parent.parent / "docs" / "segmentation.md"
-IMAGES, RUNS = 40, 5
+IMAGES, RUNS = 40, 25
 WAYS = {
     "not refined": ["refine_steps=0"],
     "by direction alone": ["cosine=true"],

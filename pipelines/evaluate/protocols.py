@@ -86,8 +86,12 @@ def evaluate_few_shot(
     shots: Sequence[int] = SHOTS,
     seeds: int = SEEDS,
     progress: Show = quiet,
+    at_most: int | None = None,
 ) -> FewShot:
     """Linear probes on n training rows a class and on all of them, and zero-shot, on the same rows with one label each.
+
+    Args:
+        at_most: so many rows of each split, evenly over it.
 
     Raises:
         ValueError: the model has no embeddings, the corpus no training split, or too few rows have one label.
@@ -97,7 +101,7 @@ def evaluate_few_shot(
         raise ValueError(
             f"a probe is fitted to the split 'train' and scored on another; {corpus.location} has {corpus.splits or 'none'}"
         )
-    (train_ND, train_N, _), (test_ND, test_N, names) = (features(model, corpus, part, progress) for part in (TRAIN, split))
+    (train_ND, train_N, _), (test_ND, test_N, names) = (features(model, corpus, part, progress, at_most) for part in (TRAIN, split))
     there = np.isin(test_N, train_N)  # nobody can be fitted to a class without examples
     test_ND, test_N = test_ND[there], test_N[there]
     points = curve(train_ND, train_N, test_ND, test_N, shots, seeds)
@@ -138,7 +142,7 @@ def evaluate_open_set(
 
 
 def features(
-    model: Clip, corpus: Corpus, split: str | None, progress: Show
+    model: Clip, corpus: Corpus, split: str | None, progress: Show, at_most: int | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], list[str]]:
     """Unit embeddings [N, D] of the rows of a split that have exactly one label, their classes [N], and all classes' names.
 
@@ -146,6 +150,7 @@ def features(
         ValueError: there are none.
     """
     rows = corpus.select(split)
+    rows = rows[:: -(-len(rows) // at_most)] if at_most and len(rows) else rows
     single, names, target_N = single_labels(corpus, rows)
     if not single:
         raise ValueError(f"no row of {corpus.location} in split {split!r} has exactly one label; ingest a source with labels")

@@ -12,10 +12,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from importlib import import_module
 from multiprocessing import get_context, parent_process
-from threading import Thread
+from threading import Lock, Thread
 from typing import Self
 
 from sightline.fetch.result import Failed
@@ -39,43 +40,61 @@ BEGUN = 2  # handfuls there before the first of them is wanted
 Work = tuple[int, Item, Read] | Rejected  # the position in the plan, the item, what reads its bytes
 
 
-def build_shard(
-    store: Store, plan: Plan, source: Source, index: int, downloads: Downloads | None = None, apart: Apart | None = None
-) -> ShardRecord:
-    """Write one shard of a plan and its done record.
+@dataclass
+class Kept:
+    """What a worker keeps from shard to shard.
 
-    Args:
-        store: where to.
-        plan: what.
-        source: where from.
-        index: of the shard.
+    Attributes:
         downloads: for sources whose images are URLs.
         apart: a process that converts while this one downloads.
+        turn: whoever has it converts; another thread may begin as soon as only the flushing of files is left to do.
+    """
+
+    downloads: Downloads | None = None
+    apart: Apart | None = None
+    turn: Lock = field(default_factory=Lock)
+
+
+def build_shard(store: Store, plan: Plan, source: Source, index: int, kept: Kept | None = None) -> ShardRecord:
+    """Write one shard of a plan and its done record.
 
     Raises:
         RuntimeError: the shard was begun too often.
         ConnectionError: the source's storage, or the store, cannot be reached or refuses everything; it may be begun again.
         OSError: it cannot be written.
     """
-    if (record := done_record(store, plan.plan_id, index)) is not None:
-        return record  # a task has several shards, and died after this one
-    attempt = count_attempt(store, plan, index)
-    if attempt > MAX_ATTEMPTS:
-        raise RuntimeError(f"shard {index} was begun {MAX_ATTEMPTS} times and its worker died each time; see Ray's logs")
+    kept = kept or Kept()
+    with ExitStack() as turn:
+        turn.enter_context(kept.turn)
+        if (record := done_record(store, plan.plan_id, index)) is not None:
+            return record  # a task has several shards, and died after this one
+        attempt = count_attempt(store, plan, index)
+        if attempt > MAX_ATTEMPTS:
+            raise RuntimeError(f"shard {index} was begun {MAX_ATTEMPTS} times and its worker died each time; see Ray's logs")
+        answers: list[Answer] = []
+
+        def rows() -> Iterator[Row | Rejected]:
+            yield from outcomes(store, plan, source, index, kept, answers, fast=attempt <= FAST_ATTEMPTS)
+            turn.close()
+
+        return write_shard(store, plan.plan_id, index, rows(), answers)
+
+
+def outcomes(
+    store: Store, plan: Plan, source: Source, index: int, kept: Kept, answers: list[Answer], *, fast: bool
+) -> Iterator[Row | Rejected]:
+    """What becomes of each item of a shard, in order; what servers said of them is added to `answers`."""
     first = index * plan.shard_rows
     items = [(first + i, Item.from_row(row)) for i, row in enumerate(read_chunk(store, plan, index))]
-    answers: list[Answer] = []
-    fast = attempt <= FAST_ATTEMPTS
     work: Iterable[Work]
-    if downloads is not None:
-        work = fetched(items, downloads, answers)
+    if kept.downloads is not None:
+        work = fetched(items, kept.downloads, answers)
     elif fast and is_far(source):
         work = read_ahead(items, source.read)
     else:
         work = ((plan_row, item, source.read) for plan_row, item in items)
-    how = Conversion.of(store, plan) if apart is None else apart.how
-    rows = isolated(work, how) if not fast else directly(work, how) if apart is None else beside(work, apart)
-    return write_shard(store, plan.plan_id, index, rows, answers)
+    how = Conversion.of(store, plan) if kept.apart is None else kept.apart.how
+    return isolated(work, how) if not fast else directly(work, how) if kept.apart is None else beside(work, kept.apart)
 
 
 @dataclass(frozen=True)
@@ -194,9 +213,9 @@ def isolated(work: Iterable[Work], how: Conversion) -> Iterator[Row | Rejected]:
 def beside(work: Iterable[Work], apart: Apart) -> Iterator[Row | Rejected]:
     """In another process, some items ahead of what is asked for, while this one downloads.
 
-    In one process the two would take Python's lock from each other at every read of a socket, since the JPEG codec keeps it for a
-    millisecond: 2.4 ms an image were measured instead of 1.5 and 0.3. Items travel by the handful, since each message costs a
-    third of a millisecond. Where one kills the process, or takes too long, those under way are done again, one at a time.
+    In one process the two wait for Python's lock by turns: 2.4 ms an image were measured instead of 1.5 and 0.3. Items travel by
+    the handful, since each message costs a third of a millisecond. Where one kills the process, or takes too long, those under way
+    are done again, one at a time.
     """
     coming: deque[tuple[list[Work], Future[list[Row | Rejected]]]] = deque()
     for handful in handfuls(work):

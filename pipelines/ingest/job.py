@@ -28,7 +28,7 @@ from sightline.pipelines.corpus.manifest import read_manifest
 from sightline.pipelines.corpus.plan import Plan
 from sightline.pipelines.corpus.shards import ShardRecord, done_records
 from sightline.pipelines.corpus.store import Store
-from sightline.pipelines.ingest.build import Apart, Conversion, build_shard, forget_attempts
+from sightline.pipelines.ingest.build import Apart, Conversion, Kept, build_shard, forget_attempts
 from sightline.pipelines.ingest.fetch.downloads import Downloads
 from sightline.pipelines.ingest.prepare import Prepared, prepare
 from sightline.pipelines.ingest.report import IngestOptions, IngestReport, Progress
@@ -36,7 +36,7 @@ from sightline.pipelines.ingest.resize import Resize
 from sightline.pipelines.ingest.sources.item import Source
 from sightline.pipelines.ingest.sources.url_list import UrlList
 
-QUEUED = 3  # shards that a worker has or waits for
+QUEUED, AT_WORK = 4, 2  # shards that a worker has or waits for, and those that it has: one to convert, one to flush
 MAX_TASKS = 256  # a task costs the driver about 6 ms, so that many shards have to share their tasks
 # What Ray shall reserve for a worker: libraries (300 MB), a batch of rows in three copies (200 MB), one image of the largest
 # allowed size while it is decoded and resampled. Small machines then run fewer workers rather than out of memory.
@@ -126,7 +126,12 @@ def build_all(prepared: Prepared, todo: Sequence[int]) -> Iterator[ShardRecord]:
         built = shards.map(
             Builder,
             fn_constructor_args=(prepared.store, prepared.plan, prepared.source, options),
-            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=QUEUED),
+            compute=ray.data.ActorPoolStrategy(
+                size=workers,
+                max_tasks_in_flight_per_actor=QUEUED,
+                max_concurrent_calls_per_actor=AT_WORK,
+                enable_true_multi_threading=True,
+            ),
             num_cpus=1,
             memory=memory,
         )
@@ -143,17 +148,10 @@ def room(nodes: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     return max(1, sum(min(cpus, nbytes // memory) for cpus, nbytes in have)), memory
 
 
-def build_row(
-    store: Store,
-    plan: Plan,
-    source: Source,
-    row: dict[str, int],
-    downloads: Downloads | None = None,
-    apart: Apart | None = None,
-) -> dict[str, str]:
+def build_row(store: Store, plan: Plan, source: Source, row: dict[str, int], kept: Kept | None = None) -> dict[str, str]:
     """What a worker does with one row. Records travel as JSON: Arrow would unite their `codes` into one struct."""
     try:
-        record = build_shard(store, plan, source, row["shard"], downloads, apart)
+        record = build_shard(store, plan, source, row["shard"], kept)
     except ConnectionError as error:
         return {"record": "", "failure": f"{error}; the same command goes on"}
     except OSError as error:  # the user's to mend, so no traceback of Ray's around it
@@ -170,8 +168,8 @@ def cannot_write(store: Store, error: OSError) -> str:
 class Builder:
     """A worker: an actor, at which the next shard waits already (after a task, the driver took 0.2 s to send another).
 
-    It makes rows in one thread: the JPEG codec holds Python's lock, and more threads were slower (by 10 % with two for each of two
-    workers, by 30 % with one worker for both cores).
+    It makes rows in one thread: more were slower (by 10 % with two for each of two workers, by 30 % with one worker for all cores).
+    Another thread goes on with the next shard while the files of one are flushed, or travel to a bucket.
     For URLs it has its own downloads, and a process beside it that converts: one event loop and its connections serve all shards
     that it builds. Connections per host are the job's: each actor has its share of them, and there are no more actors than
     connections.
@@ -179,15 +177,15 @@ class Builder:
 
     def __init__(self, store: Store, plan: Plan, source: Source, options: FetchOptions | None) -> None:
         self.where = (store, plan, source)
-        self.downloads = None if options is None else Downloads(options)
-        self.apart = None if options is None else Apart(Conversion.of(store, plan))
-        if self.apart is not None:
-            self.apart.begin([]).result()
+        self.kept = Kept()
+        if options is not None:
+            self.kept = Kept(Downloads(options), apart := Apart(Conversion.of(store, plan)))
+            apart.begin([]).result()
         elif plan.config["resize"] != Resize().config():
             import_module("sightline.models.preprocess")  # takes seconds, which are not to count against the first image's limit
 
     def __call__(self, row: dict[str, int]) -> dict[str, str]:
-        return build_row(*self.where, row, self.downloads, self.apart)
+        return build_row(*self.where, row, self.kept)
 
 
 @contextmanager

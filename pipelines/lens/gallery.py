@@ -12,7 +12,8 @@ from pathlib import Path
 
 from sightline.models.lenses.subject import DoesNotApply, Subject
 from sightline.pipelines.corpus.reader import Corpus
-from sightline.pipelines.lens import attention, erf, nlmeans, positions, receptive_field
+from sightline.pipelines.evaluate.protocols import evaluate_few_shot
+from sightline.pipelines.lens import attention, erf, nlmeans, positions, receptive_field, supervised
 from sightline.pipelines.lens.erf import Part
 from sightline.pipelines.lens.images import pictures, spread
 from sightline.pipelines.lens.report import Seen
@@ -23,12 +24,14 @@ TITLES = {
     "attention": "What attends to what",
     "positions": "What it knows of where",
     "nlmeans": "Averaging what looks alike",
+    "supervised": "What names are worth",
 }
 TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 STYLE = (
     ":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
     "img{max-width:100%;background:#fff}figure{margin:1rem 0}p.source{font-size:.85rem;opacity:.75}"
 )
+PROBED = 4000  # rows of a split at most, for probes
 Watch = Callable[[str, int, int], None]
 
 
@@ -45,12 +48,22 @@ def look(
     def fields() -> Seen:
         return erf.report([part], [erf.compute(part)], folder)
 
+    def names_beside_probes() -> Seen:
+        if subject.clip is None:
+            raise DoesNotApply(f"{subject.name} has no text tower, and so no class by its name")
+        try:
+            found = evaluate_few_shot(subject.clip, corpus, part.split, at_most=PROBED)
+        except ValueError as error:  # of its labels or splits, which a corpus need not have
+            raise DoesNotApply(str(error)) from None
+        return supervised.look({corpus.location.rstrip("/").rpartition("/")[2]: found}, folder)
+
     lenses: dict[str, Callable[[], Seen]] = {
         "receptive-field": lambda: receptive_field.look(subject, folder),
         "erf": fields,
         "attention": lambda: attention.look(subject, pictures(corpus, rows, subject.preprocess), folder),
         "positions": lambda: positions.look(subject, folder),
         "nlmeans": lambda: nlmeans.look([pictures(corpus, rows[:1], subject.preprocess)[0].permute(1, 2, 0).numpy()], [25], folder),
+        "supervised": names_beside_probes,
     }
     found: list[Seen] = []
     without: dict[str, str] = {}

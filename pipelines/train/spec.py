@@ -11,6 +11,8 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,8 +33,15 @@ from sightline.pipelines.feed.order import Samples
 from sightline.pipelines.train.checks import check_model, check_ranges, mask_classes
 from sightline.pipelines.train.optim import OptimConfig
 
-# Settings of the model that count only where they are used: they came later, and gave no run another name.
-LATER = {"pretrained_sha256": "", "quick_gelu": False, "pretrained_text_sha256": "", "dense": None}
+# Settings that count only where they are used: they came later, and gave no run another name.
+LATER: dict[tuple[str, ...], Any] = {
+    ("model", "pretrained_sha256"): "",
+    ("model", "pretrained_text_sha256"): "",
+    ("model", "quick_gelu"): False,
+    ("model", "dense"): None,
+    ("data", "each"): "image",
+    ("data", "augment", "denoise"): None,
+}
 
 
 @dataclass(frozen=True)
@@ -86,13 +95,10 @@ class RunSpec:
             fields["data"].pop(place)
         for source in ("pretrained_image", "pretrained", "pretrained_text"):
             fields["model"].pop(source)
-        for name, unused in LATER.items():
-            if fields["model"][name] == unused:
-                fields["model"].pop(name)
-        if self.data.each == "image":
-            fields["data"].pop("each")
-        if self.data.augment.denoise is None:  # likewise later than the first runs
-            fields["data"]["augment"].pop("denoise")
+        for (*rooms, name), unused in LATER.items():
+            room = reduce(getitem, rooms, fields)
+            if room[name] == unused:
+                room.pop(name)
         return hashlib.sha256(canonical_json(fields).encode()).hexdigest()[:12]
 
     @property

@@ -18,7 +18,7 @@ from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.corpus.shards import Answer, read_answers, write_files
 from sightline.pipelines.corpus.store import LocalStore
 from sightline.pipelines.corpus.verify import verify
-from sightline.pipelines.ingest.build import build_shard
+from sightline.pipelines.ingest.build import Kept, build_shard
 from sightline.pipelines.ingest.fetch.downloads import Downloads
 from sightline.pipelines.ingest.prepare import prepare
 from sightline.pipelines.ingest.report import IngestOptions
@@ -35,7 +35,7 @@ def ingested(urls: list[str], folder: Path) -> Manifest:
     prepared = prepare(folder / "urls.jsonl", folder / "corpus", IngestOptions(shard_rows=4, fetch=FETCH))
     plan, store = prepared.plan, prepared.store
     with Downloads(FETCH) as downloads:
-        records = {i: build_shard(store, plan, prepared.source, i, downloads) for i in range(plan.shards)}
+        records = {i: build_shard(store, plan, prepared.source, i, Kept(downloads)) for i in range(plan.shards)}
     return commit_plan(store, plan, records, prepared.classes, {})
 
 
@@ -82,7 +82,7 @@ def test_answers_belong_to_the_corpus(tmp_path: Path) -> None:
         (tmp_path / "b" / "urls.jsonl").write_text(json.dumps({"url": urls[9], "caption": "x", "key": "nine"}) + "\n")
         prepared = prepare(tmp_path / "b" / "urls.jsonl", tmp_path / "b" / "corpus", IngestOptions(fetch=FETCH))
         with Downloads(FETCH) as downloads:
-            record = build_shard(prepared.store, prepared.plan, prepared.source, 0, downloads)
+            record = build_shard(prepared.store, prepared.plan, prepared.source, 0, Kept(downloads))
         commit_plan(prepared.store, prepared.plan, {0: record}, [], {})
     merge(str(tmp_path / "c"), [str(tmp_path / name / "corpus") for name in "ab"])
     collect(LocalStore(tmp_path / "c"), older_than_s=0)

@@ -78,7 +78,7 @@ def test_a_gallery_needs_nothing_else(cli_inline: InlineCommandLine, digits: Cor
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["lenses"] == ["receptive-field", "erf", "nlmeans"]
-    assert set(found["without"]) == {"attention", "positions"} and "no attention" in found["without"]["attention"]
+    assert set(found["without"]) == {"attention", "positions", "supervised"} and "no attention" in found["without"]["attention"]
     page = (tmp_path / "lens" / "index.html").read_text()
     links = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert len(links) == 3 and all(link.startswith("data:image/") for link in links)

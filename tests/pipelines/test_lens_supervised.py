@@ -162,6 +162,19 @@ def test_two_corpora_as_a_person_compares_them(
     assert all((tmp_path / "lens" / name).exists() for name in kept["figures"])
 
 
+def test_the_gallery_of_a_dual_encoder_compares_names_with_probes(
+    cli_inline: InlineCommandLine, digits: Corpus, artifact: Path, tmp_path: Path
+) -> None:
+    done = cli_inline("lens", "gallery", artifact, digits.location, "--images", 2, "--json")
+    assert done.exit_code == 0, done.stderr
+    assert "supervised" in json.loads(done.stdout)["lenses"]
+    (kept,) = json.loads((tmp_path / "lens" / "supervised.json").read_text())["numbers"]["corpora"]
+    found = evaluate_few_shot(load_model(str(artifact)), digits)
+    assert (kept["zero_shot"]["mean"], kept["linear_probe"]["mean"]) == (found.zero_shot, found.everything)
+    few = evaluate_few_shot(load_model(str(artifact)), digits, shots=(1,), seeds=1, at_most=7)
+    assert 4 <= len(few.zero_shot_N) <= 7 < len(found.zero_shot_N)
+
+
 def unlabelled(folder: Path, *splits: str) -> Path:
     """A picture in each split, without a label."""
     lines = ["image,caption,split"]
