@@ -103,6 +103,8 @@ def evaluate_few_shot(
         )
     (train_ND, train_N, _), (test_ND, test_N, names) = (features(model, corpus, part, progress, at_most) for part in (TRAIN, split))
     there = np.isin(test_N, train_N)  # nobody can be fitted to a class without examples
+    if not there.any():
+        raise ValueError(f"no class of the split {split!r} has an example in {TRAIN!r}, so no probe knows it")
     test_ND, test_N = test_ND[there], test_N[there]
     points = curve(train_ND, train_N, test_ND, test_N, shots, seeds)
     everything_N = hits(train_ND, train_N, test_ND, test_N)
