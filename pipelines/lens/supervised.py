@@ -164,7 +164,7 @@ def draw_bars(model: str, found: Mapping[str, FewShot], path: Path) -> Path:
         bar(place, len(every) + 1, one.everything, wilson(one.everything_N), "probe, all rows", color=COLOURS[2])
     bars.set_xticks(range(len(found)), list(found))
     bars.set(ylabel="top-1, %", title=model)
-    bars.legend(fontsize=7)
+    bars.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3)  # below: the bars fill the axes
     differences = sorted((*paired(one.zero_shot_N, one.everything_N), name) for name, one in found.items())
     for place, (mean, low, high, _) in enumerate(differences):
         style = {"xerr": whiskers(mean, low, high), "error_kw": {"elinewidth": 0.8}, "color": COLOURS[1 if mean > 0 else 2]}
