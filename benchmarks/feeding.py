@@ -21,6 +21,7 @@ import venv
 from pathlib import Path
 from statistics import median
 
+from benchmarks.feeding_ways import WARM, WHERE
 from benchmarks.ingest_vs_img2dataset import captions, repeat
 from benchmarks.report import environment, table, write_section
 
@@ -40,6 +41,7 @@ NAMES = {
     "read-images": "Ray `read_images(size=)`, its own decode",
 }
 PAUSES_MS = (100, 200)
+COUNTED = ("bare", "inline", "ray-data", "read-images")  # whose CPU time is shown
 Measured = dict[str, float]
 
 
@@ -121,18 +123,25 @@ def report(fast: dict[str, list[Measured]], slow: dict[tuple[str, int], list[flo
         (NAMES[way], f"{rate[way]:,.0f}", f"{rate[way] / bare:.2f}", f"{rate[way] / best:.2f}", f"{first[way]:.2f}") for way in rate
     ]
     waits = [(NAMES[way], f"{pause} ms", f"{100 * median(shares):.2f} %") for (way, pause), shares in slow.items()]
+    cost = [(NAMES[way], *(f"{median(run[where] for run in fast[way]):.2f}" for where in WHERE)) for way in fast if way in COUNTED]
     pins = ", ".join(line for line in REQUIREMENTS.read_text().splitlines() if "==" in line)
     body = f"""`python -m benchmarks.feeding PHOTOS`: {given.files:,} JPEG files, warm, batches of 64 uint8 images of 224 x 224,
-{given.workers} threads, worker processes or actors, {given.batches} batches after 8 that do not count, medians of {given.runs} runs
-that took turns; {environment("ray", "torch", "simplejpeg", "pyarrow")}; {pins}. The decoder is the same function for all
-(simplejpeg, torch's antialiased bicubic kernel, centre crop) but for `read_images`, which decodes by Pillow and squashes. The
-first batch is counted from the making of the loader, after imports; for Ray it has the start of Ray in it.
+{given.workers} threads, worker processes or actors, {given.batches} batches after {WARM} that do not count, medians of
+{given.runs} runs that took turns; {environment("ray", "torch", "simplejpeg", "pyarrow")}; {pins}.
+The decoder is the same function for all (simplejpeg, torch's antialiased bicubic kernel, centre crop) but for `read_images`, which
+decodes by Pillow and squashes. The first batch is counted from the making of the loader, after imports; for Ray it has the start of
+Ray in it.
 
 """
     header = ("", "samples/s", "of the bare loop", "of the best peer", "first batch, s")
     text = body + table(header, lines)
     text += "\n\nWaiting, as a share of a step in which the consumer pauses (it sleeps, and so leaves the cores to the feed):\n\n"
     text += table(("", "pause a batch", "waits"), waits)
+    text += (
+        "\n\nWhere the time goes without a pause, in CPU milliseconds a sample. All share the cores here, so that what Ray spends\n"
+    )
+    text += "on moving batches binds its feed; it is meant for decoding on other machines than those that train.\n\n"
+    text += table(("", "the consumer", "actors and tasks that decode", "Ray's own processes"), cost)
     print(text)
     if not given.only:
         write_section(TITLE, text)

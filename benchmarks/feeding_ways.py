@@ -23,6 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -30,9 +31,17 @@ from torch.utils.data import DataLoader
 from sightline.models.codec import decode_rgb
 from sightline.models.preprocess import Preprocess
 
-BATCH, WARM = 64, 8  # samples; batches before the clock starts
+BATCH, WARM = 64, 16  # samples; batches before the clock starts: Ray Data takes some until its queues are full
 PREPROCESS = Preprocess(size=224)
 SHARD = 1000  # samples in a tar file
+WHERE = ("consumer", "decoders", "ray")  # whose CPU time it was
+RAYS_ACTORS = (
+    "ray::_StatsActor",
+    "ray::_AutoscalingCoordinatorActor",
+    "ray::ActorLocationTracker",
+    "ray::DashboardAgent",
+    "ray::RuntimeEnvAgent",
+)
 CHUNK_BYTES = 64 * 2**20  # of the formats that have chunks
 Batches = Iterator[Any]
 
@@ -60,10 +69,13 @@ def main() -> None:
 
 
 def timed(begin: Callable[[], Batches], count: int, pause_s: float) -> dict[str, float]:
-    """Take batches, pausing after each as training does with it: time to the first, samples/s and waiting of the later ones."""
+    """Take batches, pausing after each as training does with it: time to the first; of the later ones samples/s, waiting, and CPU
+    milliseconds a sample, by where they went.
+    """
     begun = time.perf_counter()
     batches = begin()
     first = waited = start = 0.0
+    before: dict[str, float] = {}
     for number in range(WARM + count):
         asked = time.perf_counter()
         batch = next(batches)
@@ -71,12 +83,26 @@ def timed(begin: Callable[[], Batches], count: int, pause_s: float) -> dict[str,
         assert tuple(batch.shape) == (BATCH, 3, 224, 224), batch.shape
         first = first or got - begun
         if number == WARM - 1:
-            start = got
+            before, start = cpu_seconds(), got
         elif number >= WARM:
             waited += got - asked
         time.sleep(pause_s)
     seconds = time.perf_counter() - start - pause_s  # the pause of the last warm batch was within
-    return {"first_s": first, "samples_per_s": count * BATCH / seconds, "waited": waited / seconds}
+    after = cpu_seconds()
+    cpu = {where: 1e3 * (after[where] - before.get(where, 0.0)) / (count * BATCH) for where in after}
+    return {"first_s": first, "samples_per_s": count * BATCH / seconds, "waited": waited / seconds, **cpu}
+
+
+def cpu_seconds() -> dict[str, float]:
+    """Of this process, of those that decode for it, and of those that Ray has for itself."""
+    found = dict.fromkeys(WHERE, 0.0)
+    consumer = psutil.Process()
+    for process in (consumer, *consumer.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            times, title = process.cpu_times(), " ".join(process.cmdline())
+            of_ray = title.startswith(RAYS_ACTORS) or (not title.startswith("ray::") and "/ray/" in title)
+            found["consumer" if process == consumer else "ray" if of_ray else "decoders"] += times.user + times.system
+    return found
 
 
 def decode(data: bytes | memoryview) -> Tensor:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -47,7 +47,8 @@ class Kept:
     Attributes:
         downloads: for sources whose images are URLs.
         apart: a process that converts while this one downloads.
-        turn: whoever has it converts; another thread may begin as soon as only the flushing of files is left to do.
+        turn: whoever has it reads its items; another thread may begin with the next shard as soon as only conversions in another
+            process, and the flushing of files, are left to do.
     """
 
     downloads: Downloads | None = None
@@ -74,21 +75,31 @@ def build_shard(store: Store, plan: Plan, source: Source, index: int, kept: Kept
         answers: list[Answer] = []
 
         def rows() -> Iterator[Row | Rejected]:
-            yield from outcomes(store, plan, source, index, kept, answers, fast=attempt <= FAST_ATTEMPTS)
+            yield from outcomes(store, plan, source, index, kept, answers, turn.close, fast=attempt <= FAST_ATTEMPTS)
             turn.close()
 
         return write_shard(store, plan.plan_id, index, rows(), answers)
 
 
 def outcomes(
-    store: Store, plan: Plan, source: Source, index: int, kept: Kept, answers: list[Answer], *, fast: bool
+    store: Store,
+    plan: Plan,
+    source: Source,
+    index: int,
+    kept: Kept,
+    answers: list[Answer],
+    downloaded: Callable[[], None],
+    *,
+    fast: bool,
 ) -> Iterator[Row | Rejected]:
-    """What becomes of each item of a shard, in order; what servers said of them is added to `answers`."""
+    """What becomes of each item of a shard, in order; what servers said of them is added to `answers`, and `downloaded` called when
+    they have nothing more to say.
+    """
     first = index * plan.shard_rows
     items = [(first + i, Item.from_row(row)) for i, row in enumerate(read_chunk(store, plan, index))]
     work: Iterable[Work]
     if kept.downloads is not None:
-        work = fetched(items, kept.downloads, answers)
+        work = fetched(items, kept.downloads, answers, downloaded)
     elif fast and is_far(source):
         work = read_ahead(items, source.read)
     else:
@@ -117,7 +128,9 @@ class Conversion:
         return outcome
 
 
-def fetched(items: Sequence[tuple[int, Item]], downloads: Downloads, said: list[Answer]) -> Iterator[Work]:
+def fetched(
+    items: Sequence[tuple[int, Item]], downloads: Downloads, said: list[Answer], downloaded: Callable[[], None]
+) -> Iterator[Work]:
     """Download each item's image while the ones before it are decoded; what the servers said is added to a list."""
     wanted = [item.image for _, item in items if item.verdict is None]
     answers = downloads.fetch_all(wanted)
@@ -134,6 +147,7 @@ def fetched(items: Sequence[tuple[int, Item]], downloads: Downloads, said: list[
             yield plan_row, item, Given(answer.data)
     finally:
         answers.close()
+    downloaded()
 
 
 def read_ahead(items: Iterable[tuple[int, Item]], read: Read) -> Iterator[Work]:
@@ -200,12 +214,12 @@ def isolated(work: Iterable[Work], how: Conversion) -> Iterator[Row | Rejected]:
                 continue
             plan_row, item, _ = each
             try:
-                yield from apart.begin([each]).result(timeout=ITEM_LIMIT_S)
+                yield from (underway := apart.begin([each])).begun.result(timeout=ITEM_LIMIT_S)
             except (BrokenProcessPool, TimeoutError) as error:
                 died = isinstance(error, BrokenProcessPool)
                 why = "it killed the process that decoded it" if died else f"it took longer than {ITEM_LIMIT_S:.0f} s to decode"
                 yield Rejected(plan_row, item.key, item.image, "decode", "crash" if died else "timeout", why)
-                apart.renew()
+                apart.renew(underway.pool)
     finally:
         apart.end()
 
@@ -217,24 +231,24 @@ def beside(work: Iterable[Work], apart: Apart) -> Iterator[Row | Rejected]:
     the handful, since each message costs a third of a millisecond. Where one kills the process, or takes too long, those under way
     are done again, one at a time.
     """
-    coming: deque[tuple[list[Work], Future[list[Row | Rejected]]]] = deque()
+    coming: deque[Underway] = deque()
     for handful in handfuls(work):
-        coming.append((handful, apart.begin(handful)))
+        coming.append(apart.begin(handful))
         if len(coming) > BEGUN:
             yield from first_of(coming, apart)
     while coming:
         yield from first_of(coming, apart)
 
 
-def first_of(coming: deque[tuple[list[Work], Future[list[Row | Rejected]]]], apart: Apart) -> Iterator[Row | Rejected]:
+def first_of(coming: deque[Underway], apart: Apart) -> Iterator[Row | Rejected]:
     """What became of the first handful; of all, one at a time, where the process did not get through it."""
-    handful, begun = coming.popleft()
+    first = coming.popleft()
     try:
-        yield from begun.result(timeout=ITEM_LIMIT_S)
-    except (BrokenProcessPool, TimeoutError):
-        again = [*handful, *(each for later, _ in coming for each in later)]
+        yield from first.begun.result(timeout=ITEM_LIMIT_S)
+    except (BrokenProcessPool, TimeoutError, CancelledError):  # cancelled: another thread has ended the process
+        again = [each for underway in (first, *coming) for each in underway.handful]
         coming.clear()
-        apart.renew()
+        apart.renew(first.pool)
         yield from isolated(again, apart.how)
 
 
@@ -252,26 +266,40 @@ def handfuls(work: Iterable[Work]) -> Iterator[list[Work]]:
         yield handful
 
 
+@dataclass(frozen=True)
+class Underway:
+    """Items, what will have become of them, and the process that converts them."""
+
+    handful: list[Work]
+    begun: Future[list[Row | Rejected]]
+    pool: ProcessPoolExecutor
+
+
 class Apart:
-    """A process that converts items, in the order in which they were begun; it ends with this one."""
+    """A process that converts items, in the order in which they were begun; it ends with this one. Threads may share it."""
 
     def __init__(self, how: Conversion) -> None:
         self.how = how
         self._pool = self._new()
+        self._renewing = Lock()
 
-    def begin(self, handful: list[Work]) -> Future[list[Row | Rejected]]:
+    def begin(self, handful: list[Work]) -> Underway:
         """Its result raises BrokenProcessPool where the process died."""
-        try:
-            return self._pool.submit(converted, handful)
-        except BrokenProcessPool as error:  # it has died of an earlier one, which nobody has asked for yet
-            failed: Future[list[Row | Rejected]] = Future()
-            failed.set_exception(error)
-            return failed
+        with self._renewing:
+            pool = self._pool
+            try:
+                begun = pool.submit(converted, handful)
+            except BrokenProcessPool as error:  # it has died of an earlier one, which nobody has asked for yet
+                begun = Future()
+                begun.set_exception(error)
+        return Underway(handful, begun, pool)
 
-    def renew(self) -> None:
-        """Another process in place of this one."""
-        self.end()
-        self._pool = self._new()
+    def renew(self, pool: ProcessPoolExecutor) -> None:
+        """Another process in place of a pool's, unless another thread has seen to that."""
+        with self._renewing:
+            if pool is self._pool:
+                self.end()
+                self._pool = self._new()
 
     def end(self) -> None:
         """Stop the process, also in the middle of an item."""

@@ -169,7 +169,8 @@ class Builder:
     """A worker: an actor, at which the next shard waits already (after a task, the driver took 0.2 s to send another).
 
     It makes rows in one thread: more were slower (by 10 % with two for each of two workers, by 30 % with one worker for all cores).
-    Another thread goes on with the next shard while the files of one are flushed, or travel to a bucket.
+    Another thread goes on with the next shard while the last downloads of one are converted, its files are flushed, or travel to a
+    bucket.
     For URLs it has its own downloads, and a process beside it that converts: one event loop and its connections serve all shards
     that it builds. Connections per host are the job's: each actor has its share of them, and there are no more actors than
     connections.
@@ -180,7 +181,7 @@ class Builder:
         self.kept = Kept()
         if options is not None:
             self.kept = Kept(Downloads(options), apart := Apart(Conversion.of(store, plan)))
-            apart.begin([]).result()
+            apart.begin([]).begun.result()
         elif plan.config["resize"] != Resize().config():
             import_module("sightline.models.preprocess")  # takes seconds, which are not to count against the first image's limit
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from errno import EMFILE, ENOSPC
 from pathlib import Path
@@ -137,5 +138,24 @@ def test_what_another_process_converts_is_what_a_plain_loop_does_and_an_item_tha
         expected[10] = Rejected(plan_row, item.key, item.image, "decode", "crash", why)
         assert list(build.beside(work, apart)) == expected
         assert list(build.beside(work[:10], apart)) == expected[:10]  # by the process that took its place
+    finally:
+        apart.end()
+
+
+def test_two_shards_share_the_process_and_one_that_kills_it_costs_the_other_no_row(prepared: Prepared) -> None:
+    items = [(i, replace(item, mask=None, mask_nbytes=None)) for i, item in items_of(prepared)]
+    given: list[build.Work] = [(i, item, build.Given(prepared.source.read(item.image))) for i, item in items]
+    kills: list[build.Work] = [(i, item, Kills()) for i, item in items[:3]]
+    apart = build.Apart(KEEP)
+    try:
+        expected = list(build.beside(given, apart))
+        for _ in range(3):
+            with ThreadPoolExecutor(2) as threads:
+                some = threads.submit(lambda: list(build.beside(given, apart)))
+                others = threads.submit(lambda: list(build.beside([*kills, *given], apart)))
+                assert some.result(60) == expected
+                *dead, fourth, fifth = others.result(60)[:5]
+            assert [one.code for one in dead if isinstance(one, Rejected)] == ["crash"] * 3
+            assert [fourth, fifth] == expected[:2]
     finally:
         apart.end()
