@@ -157,7 +157,7 @@ def inductive(train: Trainer, seeds: int) -> None:
         ecolor="#555555",
         width=0.6,
     )
-    axes.set_xticks(places, [name.replace(", ", ",\n") for name in found])
+    axes.set_xticks(places, [name.replace(", ", ",\n").replace("convolutional ", "convolutional\n") for name in found])
     axes.set_ylabel(f"top-1 after {train.steps} steps, %")
     save(figure, DOCS / "inductive.svg")
 
