@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+# A picture of 200,000 x 1 pixels is small, and one with its shorter side made 224 is not: 30 GB, of which the centre is kept.
+LONGEST = 32
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -42,8 +44,10 @@ class Preprocess:
     resize: Literal["shortest", "squash"] = "shortest"
 
     def pixels(self, rgb_HWC: NDArray[np.uint8]) -> Tensor:
-        """uint8 [3, S, S] of an RGB image: resized and centre-cropped."""
-        image_CHW = to_CHW(rgb_HWC)
+        """uint8 [3, S, S] of an RGB image: resized and centre-cropped; of a line or a banner, longer than LONGEST times its other
+        side, the middle stands for the whole.
+        """
+        image_CHW = to_CHW(middle(rgb_HWC))
         height, width = image_CHW.shape[-2:]
         if self.resize == "squash":
             return resample(image_CHW, self.size, self.size)
@@ -57,6 +61,14 @@ class Preprocess:
         mean = torch.tensor(self.mean, device=image_BCHW.device).view(3, 1, 1) * 255
         std = torch.tensor(self.std, device=image_BCHW.device).view(3, 1, 1) * 255
         return (image_BCHW.float() - mean) / std
+
+
+def middle(rgb_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """An image without the ends by which it is longer than LONGEST times its other side."""
+    height, width = rgb_HWC.shape[:2]
+    most = LONGEST * min(height, width)
+    top, left = (max(0, side - most) // 2 for side in (height, width))
+    return rgb_HWC[top : top + most, left : left + most]
 
 
 def to_CHW(rgb_HWC: NDArray[np.uint8]) -> Tensor:  # noqa: N802 - the name carries the axes

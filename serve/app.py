@@ -161,8 +161,8 @@ def forever(work: Callable[[], None], every_s: float) -> None:
     while True:
         try:
             work()
-        except Exception:  # the store may be away for a while (a head that restarts); what is served goes on
-            LOG.exception("the board cannot be reached; trying again")
+        except Exception:  # mostly the store, which may be away for a while (a head that restarts); what is served goes on
+            LOG.exception("%s failed; trying again", work.__name__.strip("_"))
         time.sleep(every_s)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
 
@@ -27,8 +28,23 @@ from sightline.models.threads import on_one_thread
 from sightline.models.zeroshot import BACKGROUND
 from sightline.serve.precision import ImageTower
 
-# Labels × pixels that a segmentation may score: its refinement holds 24 float32 copies of them, 0.8 GB at most.
+# Labels × pixels that a segmentation may score: its refinement holds 24 float32 copies of them, 0.8 GB at most. At the image's own
+# size there is only the label map.
 MAX_SCORES = 8_000_000
+
+
+@dataclass(frozen=True)
+class Enlarged:
+    """A segmentation at an image's own size.
+
+    Attributes:
+        label_map_HW: uint8, as in `Segmentation`.
+        small: what it was made of; `at` gives its row and column for each pixel of the image.
+    """
+
+    label_map_HW: NDArray[np.uint8]
+    small: Segmentation
+    at: tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 class Engine:
@@ -93,19 +109,25 @@ class Engine:
         return self.model.logit_scale * (label_LD @ image_D)
 
     def other_weights(self, labels: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
-        """Zero-shot weights [O, D] of what else may be there: the model's other classes, or what pictures are full of."""
-        others = [name for name in self.classes if name not in labels]
-        return self.label_weights(others or [name for name in COMMON_STUFF if name not in labels], templates)
+        """Zero-shot weights [O, D] of what else may be there: the model's other classes, or what pictures are full of.
+
+        Raises:
+            ValueError: the labels are all of these.
+        """
+        others = [name for name in self.classes if name not in labels] or [name for name in COMMON_STUFF if name not in labels]
+        if not others:
+            raise ValueError("unknown: the labels are all that the best one could be compared with; give a threshold")
+        return self.label_weights(others, templates)
 
     def tokens(self, texts: Sequence[str]) -> int:
         """How many tokens the texts have together, without padding."""
         return int((self.model.tokenizer(list(texts)) != 0).sum())
 
-    def segmentation(self, rgb_HWC: NDArray[np.uint8], labels: Sequence[str]) -> Segmentation:
-        """Label map and scores at the image's own size.
+    def segmentation(self, rgb_HWC: NDArray[np.uint8], labels: Sequence[str]) -> Enlarged:
+        """The label map at the image's own size.
 
-        Where labels × pixels exceed MAX_SCORES the image is segmented at a smaller size, and each pixel takes the
-        nearest one's label and scores.
+        Where labels × pixels exceed MAX_SCORES the image is segmented at a smaller size, and each pixel takes the nearest one's
+        label.
 
         Raises:
             ValueError: the image tower cannot be read densely.
@@ -116,7 +138,7 @@ class Engine:
         small = segment(self.model, small_CHW.permute(1, 2, 0).numpy(), labels)
         rows, columns = (nearest(side, part) for side, part in zip((height, width), small.label_map_HW.shape, strict=True))
         at = rows[:, None], columns
-        return Segmentation(small.label_map_HW[at], small.scores_LHW[:, *at])
+        return Enlarged(small.label_map_HW[at], small, at)
 
 
 def nearest(size: int, small: int) -> NDArray[np.int64]:

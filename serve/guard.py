@@ -84,7 +84,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope["path"] = SHORT.get(scope["path"], scope["path"])
+        if long := SHORT.get(short := path_of(scope)):
+            scope["path"] = scope["path"].removesuffix(short) + long
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         record = Record(given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
@@ -117,9 +118,12 @@ class Guard:
     def _admit(self, scope: Scope, headers: Headers, record: Record) -> None:
         """Raises: ProblemError: the request may not be answered, or not now."""
         front = self._front
-        if front.peers is not None and scope["client"] and scope["client"][0] not in front.peers:
-            raise ProblemError(403, "not-from-here", "this service answers its own machine only; --host lets others in")
-        if not scope["path"].startswith("/v1/"):
+        if front.peers is not None:
+            here = not scope["client"] or scope["client"][0] in front.peers
+            # A page from elsewhere, whose name was made to mean this machine, comes from here too, and says its name.
+            if not here or host_of(headers) not in {"", "localhost", *front.peers}:
+                raise ProblemError(403, "not-from-here", "this service answers its own machine only; --host lets others in")
+        if not path_of(scope).startswith("/v1/"):
             return
         record.key = self._gate.admit(headers)
         if self._under_way > front.room:
@@ -147,7 +151,19 @@ class Guard:
 def known_path(scope: Scope) -> str:
     """The path as the app knows it: what people make up would fill the metrics."""
     route = scope.get("route")
-    return getattr(route, "path", None) or ("refused" if scope["path"].startswith("/v1/") else "other")
+    return getattr(route, "path", None) or ("refused" if path_of(scope).startswith("/v1/") else "other")
+
+
+def path_of(scope: Scope) -> str:
+    """The path without the prefix that a service may have among others of its Ray: what routes are found by."""
+    path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
+    return path.removeprefix(root) or "/" if path == root or path.startswith(f"{root}/") else path
+
+
+def host_of(headers: Mapping[str, str]) -> str:
+    """Whom a request means, without the port; empty where it does not say."""
+    host = headers.get("host", "").strip().lower()
+    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
 
 
 def deadline_s(given: str | None, most: float) -> float:

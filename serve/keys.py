@@ -17,45 +17,56 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from sightline.serve.problems import ProblemError
 
 BURST_S = 2.0
-LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,64})\s+(?P<sha256>[0-9a-f]{64})(?:\s+(?P<rate>\d+(?:\.\d+)?))?")
+NAME, SHA256 = re.compile(r"[A-Za-z0-9._-]{1,64}"), re.compile(r"[0-9a-f]{64}")
+LINE = re.compile(rf"(?P<name>{NAME.pattern})\s+(?P<sha256>{SHA256.pattern})(?:\s+(?P<rate>\d+(?:\.\d+)?(?:e-?\d+)?))?")
 
 
 @dataclass(frozen=True)
 class ApiKey:
-    """A line of the file. `per_s`: requests a second; None: as many as it likes."""
+    """A line of the file. `per_s`: requests a second; None: as many as it likes.
+
+    Raises:
+        ValueError: the name or the hash is none, or the rate lets nobody in.
+    """
 
     name: str
     sha256: str
     per_s: float | None = None
 
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"{self.name!r} cannot name a key; give 1 to 64 letters, digits, dots, hyphens or underscores")
+        if not SHA256.fullmatch(self.sha256):
+            raise ValueError(f"the key {self.name} has no sha256 in 64 small hexadecimal digits; take what `sightline key` writes")
+        if self.per_s is not None and not 0 < self.per_s < inf:
+            raise ValueError(f"the key {self.name} may ask {self.per_s:g} times a second; give more than 0, or take it out")
+
     def line(self) -> str:
-        return f"{self.name} {self.sha256}" + (f" {self.per_s:g}" if self.per_s else "")
+        return f"{self.name} {self.sha256}" + ("" if self.per_s is None else f" {self.per_s:g}")
 
 
 def make(name: str, per_s: float | None) -> tuple[str, ApiKey]:
     """A new key, and what is kept of it.
 
     Raises:
-        ValueError: the name is no name.
+        ValueError: the name is no name, or the rate none.
     """
     key = "sl-" + secrets.token_urlsafe(32)
-    made = ApiKey(name, sha256(key), per_s)
-    if not LINE.fullmatch(made.line()):
-        raise ValueError(f"{name!r} cannot name a key; give 1 to 64 letters, digits, dots, hyphens or underscores")
-    return key, made
+    return key, ApiKey(name, sha256(key), per_s)
 
 
-def read(path: Path) -> tuple[ApiKey, ...]:
+def read(path: Path, *, least: int = 1) -> tuple[ApiKey, ...]:
     """The keys of a file; empty lines and those that begin with # say nothing.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is malformed, a name comes twice, or there is no key at all.
+        ValueError: a line is malformed, a name comes twice, or there are fewer keys than `least`.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of keys {path}; `sightline key NAME --file {path}` makes one")
@@ -69,7 +80,7 @@ def read(path: Path) -> tuple[ApiKey, ...]:
         if match["name"] in keys:
             raise ValueError(f"{path} line {number}: the name {match['name']} comes twice; give every key its own")
         keys[match["name"]] = ApiKey(match["name"], match["sha256"], float(match["rate"]) if match["rate"] else None)
-    if not keys:
+    if len(keys) < least:
         raise ValueError(f"{path} has no key, so nobody could ask; `sightline key NAME --file {path}` adds one")
     return tuple(keys.values())
 
@@ -80,7 +91,7 @@ class Gate:
     def __init__(self, keys: Iterable[ApiKey], clock: Callable[[], float] = time.monotonic) -> None:
         self._keys = tuple(keys)
         self._clock = clock
-        self._buckets = {key.name: Bucket(key.per_s, clock()) for key in self._keys if key.per_s}
+        self._buckets = {key.name: Bucket(key.per_s, clock()) for key in self._keys if key.per_s is not None}
 
     def admit(self, headers: Mapping[str, str]) -> str | None:
         """The name of the key that a request carries; None where no key is asked for.

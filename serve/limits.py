@@ -16,11 +16,12 @@ class Limits:
         max_image_bytes: one image file.
         max_pixels: width × height of one image.
         max_images: in one request.
+        max_image_urls: of these, by URL: each may be as long as one image, and is asked of somebody else.
         max_texts: of one request for embeddings.
         max_labels: in one request: a palette PNG has 256 entries, and the background takes one.
         max_label_chars, max_text_chars: one label, one text or template.
         max_templates: prompt templates of one request.
-        max_prompts: labels × templates of one request: each prompt passes the text tower.
+        max_prompts: labels × templates of one request, or names in the labels of one for masks: each passes the text tower.
         max_score_maps: labels × images of one request for score maps, each of which is an image of its own.
         image_urls: whether an image may be named by a URL, which this machine then asks.
     """
@@ -29,6 +30,7 @@ class Limits:
     max_image_bytes: int = 10_000_000
     max_pixels: int = 40_000_000
     max_images: int = 64
+    max_image_urls: int = 8
     max_texts: int = 256
     max_labels: int = 255
     max_label_chars: int = 200

@@ -41,10 +41,10 @@ def encode(label_map_HW: NDArray[np.uint8], labels: int) -> bytes:
     return file.getvalue()
 
 
-def encode_scores(scores_HW: NDArray[np.float32]) -> bytes:
-    """Scores of one label as a grey PNG: 0 and below is black, 1 is white."""
+def encode_scores(scores_HW: NDArray[np.float32], at: tuple[NDArray[np.int64], NDArray[np.int64]]) -> bytes:
+    """Scores of one label as a grey PNG: 0 and below is black, 1 is white; `at` says which of them each of its pixels shows."""
     file = io.BytesIO()
-    grey = (scores_HW.clip(0, 1) * 255).round().astype(np.uint8)
+    grey = (scores_HW.clip(0, 1) * 255).round().astype(np.uint8)[at]
     Image.fromarray(grey).save(file, "PNG", compress_level=SCORES_LEVEL, compress_type=SCORES_STRATEGY)
     return file.getvalue()
 

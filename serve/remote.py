@@ -1,7 +1,7 @@
 """An image that a request names by its URL: fetched as ingest fetches, from public addresses only.
 
-The address is checked at the moment of connecting, at every redirect, and neither the URL nor an address comes back in an error:
-what this machine can reach is nobody's business.
+The address is checked at the moment of connecting, at every redirect, and neither the URL nor an address comes back in an error,
+nor whether a name has an address or a port is open: what this machine can reach is nobody's business.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from sightline.fetch.result import Failed, FetchOptions
 from sightline.serve.problems import ProblemError
 
 TIMEOUT_S = 10.0
+UNREACHABLE = frozenset({"blocked_address", "bad_port", "dns", "connect", "tls", "timeout"})
 USER_AGENT = "Sightline (an image that a user asks about)"
 
 
@@ -36,5 +37,5 @@ async def fetch(url: str, field: str, max_bytes: int, gate: Gate | None = None) 
         return answer.data
     if answer.code == "too_many_bytes":
         raise ProblemError(413, "image-too-large", f"{field}: the image is too large; it may have {max_bytes:,} bytes")
-    why = answer.code.replace("_", " ")
+    why = "it cannot be reached" if answer.code in UNREACHABLE else answer.code.replace("_", " ")
     raise ProblemError(400, "cannot-fetch", f"{field}: the URL gave no image ({why}); give a public one, or send the bytes")

@@ -5,17 +5,20 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from torch import Tensor
 
-from sightline.models.segment import Segmentation
 from sightline.models.unknown import best_of_others, fit
 from sightline.serve import answers, masks
 from sightline.serve.answers import Classified, Failed, Known, Prediction, Segmented
+from sightline.serve.engine import Enlarged
 from sightline.serve.problems import ProblemError
 from sightline.serve.schemas import ClassifyRequest, EmbeddingsRequest
 from sightline.serve.served import Served
+
+PACKERS = 4  # score maps that are made at once, each of an image's size
 
 
 def classified(request: ClassifyRequest, labels: Sequence[str], logits_L: Tensor, logits_O: Tensor | None) -> Classified:
@@ -51,7 +54,7 @@ def decided(request: ClassifyRequest, logits_L: Tensor, logits_O: Tensor | None)
         raise ProblemError(422, "invalid-field", f"rule: {error}") from error
 
 
-def segmented(found: Segmentation, labels: Sequence[str], form: str) -> Segmented:
+def segmented(found: Enlarged, labels: Sequence[str], form: str) -> Segmented:
     """A segmentation as it is asked for."""
     label_map_HW = found.label_map_HW
     height, width = label_map_HW.shape
@@ -64,8 +67,9 @@ def segmented(found: Segmentation, labels: Sequence[str], form: str) -> Segmente
         for i, area in enumerate(areas):
             area.rle = answers.Rle(size=[height, width], counts=masks.coco_counts(masks.run_lengths(label_map_HW == i + 1)))
     if form == "scores":
-        with ThreadPoolExecutor() as threads:  # a file for each label, and zlib lets go of Python's lock
-            for area, grey in zip(areas, threads.map(masks.encode_scores, found.scores_LHW), strict=True):
+        with ThreadPoolExecutor(PACKERS) as threads:  # a file for each label, and zlib lets go of Python's lock
+            pack = partial(masks.encode_scores, at=found.at)
+            for area, grey in zip(areas, threads.map(pack, found.small.scores_LHW), strict=True):
                 area.scores = base64.b64encode(grey).decode()
     mask = base64.b64encode(masks.encode(label_map_HW, len(labels))).decode() if form == "png" else None
     return Segmented(width=width, height=height, labels=areas, mask=mask)

@@ -54,16 +54,22 @@ class Plan:
         """The plan that gives a model its part, and the rest to the one that has most of the requests now.
 
         Raises:
-            ValueError: the part is not above 0 and at most 1.
+            ValueError: the part is not above 0 and at most 1, or nothing else is served that could have the rest.
         """
         if not 0 < part <= 1:
             raise ValueError(f"a share of {part:g} is none; give more than 0 and at most 1, as in 0.1")
+        if part < 1 and all(one.artifact == artifact for one in self.parts):
+            raise ValueError(
+                f"{model} is all that is served, so it has no share to change; name another model, or leave the share out"
+            )
         new = Part(model, artifact, part)
         main = max((one for one in self.parts if one.artifact != artifact), key=lambda one: one.part, default=None)
         if part == 1 or main is None:
             parts: tuple[Part, ...] = (Part(model, artifact, 1.0),)
         else:
             parts = (Part(main.model, main.artifact, 1 - part), new)
+        if parts == self.parts:  # the same command again
+            return Plan(self.base, self.version + 1, parts, self.before)
         # The way back from a canary, and from what it became, leads to what was there before it.
         grows = {one.artifact for one in self.parts} == {new.artifact, *({main.artifact} if main else ())} and len(self.parts) == 2
         return Plan(self.base, self.version + 1, parts, self.before if grows else self.parts)
@@ -178,14 +184,14 @@ class Follower:
         if plan is None or plan.version == self._seen or plan.base != self._base:
             self.report()
             return None
-        self._seen = plan.version
+        self._seen, self._error = plan.version, ""
         try:
             wanted = {
                 part.artifact: (self._having.get(part.artifact) or self._load(part.model, part.artifact), part.part)
                 for part in plan.parts
             }
-        except (ValueError, OSError) as error:
-            self._error = str(error)
+        except Exception as error:  # whatever it is, a memory that is too small for both say: who waits shall hear of it
+            self._error = str(error) or type(error).__name__
             self.report()
             return None
 

@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from sightline.models.segment import SYNONYMS
 from sightline.models.unknown import Rule
 from sightline.serve.limits import Limits, limits_of
 
@@ -75,6 +76,10 @@ def check_images(images: list[ImageData], info: ValidationInfo) -> list[ImageDat
         raise ValueError("there is no image; give at least one")
     if len(images) > limits_of(info).max_images:
         raise ValueError(f"{len(images)} images are too many; one request takes {limits_of(info).max_images}")
+    if (urls := sum(isinstance(image, ImageUrl) for image in images)) > limits_of(info).max_image_urls:
+        raise ValueError(
+            f"{urls} images by URL are too many; one request takes {limits_of(info).max_image_urls}, or send their bytes"
+        )
     return images
 
 
@@ -177,9 +182,7 @@ class SegmentRequest(Labelled):
 
     @model_validator(mode="after")
     def check_format(self, info: ValidationInfo) -> Self:
-        maps = len(self.images) * len(self.labels or [])
-        if self.format == "scores" and maps > limits_of(info).max_score_maps:
-            raise ValueError(f"labels × images is {maps}; one request takes {limits_of(info).max_score_maps} score maps")
+        check_masks(self.labels or [], self, limits_of(info))
         if self.templates is not None:
             raise ValueError("templates: segmentation uses the model's own; leave this field out")
         return self
@@ -230,6 +233,16 @@ class LabelSetRequest(Strict):
 def is_image(text: str) -> bool:
     """Whether an input for embedding is an image."""
     return text.startswith("data:image/") and ";base64," in text[:100]
+
+
+def check_masks(labels: list[str], request: SegmentRequest, limits: Limits) -> None:
+    """Whether so many masks may be made of labels, each of which may be several names."""
+    names = sum(1 + label.count(SYNONYMS) for label in labels)
+    if names > limits.max_prompts:
+        raise ValueError(f"the labels have {names} names between them; one request takes {limits.max_prompts}")
+    maps = len(request.images) * len(labels)
+    if request.format == "scores" and maps > limits.max_score_maps:
+        raise ValueError(f"labels × images is {maps}; one request takes {limits.max_score_maps} score maps")
 
 
 def check_prompts(labels: list[str], templates: list[str] | None, limits: Limits) -> None:

@@ -23,7 +23,6 @@ from typing import ParamSpec, TypeVar
 from torch import Tensor
 
 from sightline.models.codec import ImageError
-from sightline.models.segment import Segmentation
 from sightline.serve import answers, deadline, masks, remote
 from sightline.serve.answers import (
     Classified,
@@ -35,6 +34,7 @@ from sightline.serve.answers import (
 )
 from sightline.serve.batcher import Batcher
 from sightline.serve.board import Board, MemoryBoard
+from sightline.serve.engine import Enlarged
 from sightline.serve.label_sets import LabelSet, LabelSets
 from sightline.serve.limits import Limits
 from sightline.serve.metrics import Metrics
@@ -48,6 +48,7 @@ from sightline.serve.schemas import (
     Labelled,
     SegmentRequest,
     base64_bytes,
+    check_masks,
     check_prompts,
     is_image,
 )
@@ -58,6 +59,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 DECODERS = 2
+FETCHES = 8  # images by URL that are under way at once
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class Service:
         self._decode = ThreadPoolExecutor(DECODERS, "decode")
         # Decoded photos wait for their turn here, not in memory: 40 megapixels are 120 MB.
         self._segmenting = asyncio.Semaphore(2)
+        self._fetching = asyncio.Semaphore(FETCHES)
         self.shares: tuple[Share, ...] = ()
         self.serve({served.artifact: (served, 1.0)})
         self.metrics.queue.set_function(lambda: sum(len(share.embed_image) for share in self.shares))
@@ -156,7 +159,10 @@ class Service:
         label_LD = await self._label_weights(engine.label_weights, share, named)
         other_OD = None
         if request.unknown and request.threshold is None:
-            other_OD = await self._label_weights(engine.other_weights, share, named)
+            try:
+                other_OD = await self._label_weights(engine.other_weights, share, named)
+            except ValueError as error:
+                raise ProblemError(422, "invalid-field", str(error)) from error
 
         async def one(image: ImageData, field: str) -> Classified:
             image_D = await share.embed_image(await self._pixels(share, image, field))
@@ -273,6 +279,8 @@ class Service:
         self.metrics.label_sets.labels(request.label_set).inc()
         try:
             check_prompts(named.labels, request.templates, self.limits)
+            if isinstance(request, SegmentRequest):
+                check_masks(named.labels, request, self.limits)
         except ValueError as error:
             raise ProblemError(422, "invalid-field", str(error)) from error
         return LabelSet(named.labels, request.templates or named.templates)
@@ -291,7 +299,7 @@ class Service:
             self.metrics.label_cache.labels(result).inc(count)
         return found
 
-    async def _segmentation(self, share: Share, image: ImageData, labels: Sequence[str], field: str) -> Segmentation:
+    async def _segmentation(self, share: Share, image: ImageData, labels: Sequence[str], field: str) -> Enlarged:
         data = await self._bytes(image, field)
         async with self._segmenting:
             rgb_HWC = await self._decoded(share.served.engine.rgb, data, field)
@@ -307,7 +315,8 @@ class Service:
         """Raises: ProblemError: the image is too large (413), or its URL gives none (400)."""
         most = self.limits.max_image_bytes
         if isinstance(image, ImageUrl):
-            return await self._timed("fetch", remote.fetch(image.url, field, most))
+            async with self._fetching:
+                return await self._timed("fetch", remote.fetch(image.url, field, most))
         if len(image) > most:
             raise ProblemError(413, "image-too-large", f"{field}: {len(image):,} bytes are too many; an image has at most {most:,}")
         return image

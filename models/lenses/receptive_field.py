@@ -157,7 +157,8 @@ POINTWISE = frozenset(
 
 
 def receptive_fields(tower: nn.Module) -> list[Layer]:
-    """Every convolution and pooling of a network, in the order in which they run.
+    """Every convolution and pooling of a network, in the order in which they run, up to a pooling to a number of cells other than
+    one: which pixels those see depends on the image's size.
 
     Raises:
         DoesNotApply: the network cannot be traced, or does something whose field has no closed form.
@@ -210,6 +211,8 @@ def _propagate(tower: nn.Module) -> Iterator[tuple[Layer, bool]]:
             for other in seen[1:]:
                 field = field.hull(other)
             module = tower.get_submodule(str(node.target)) if node.op == "call_module" else None
+            if isinstance(module, TO_ONE) and _pair(module.output_size) != (1, 1):
+                return
             fields[node] = field = _through(node, module, field)
             if module is not None:
                 yield Layer(str(node.target), type(module).__name__, field), isinstance(module, (*WINDOWED, *TO_ONE))

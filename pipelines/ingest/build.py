@@ -214,7 +214,7 @@ def isolated(work: Iterable[Work], how: Conversion) -> Iterator[Row | Rejected]:
                 continue
             plan_row, item, _ = each
             try:
-                yield from (underway := apart.begin([each])).begun.result(timeout=ITEM_LIMIT_S)
+                yield from (underway := apart.begin([each], watched=False)).begun.result(timeout=ITEM_LIMIT_S)
             except (BrokenProcessPool, TimeoutError) as error:
                 died = isinstance(error, BrokenProcessPool)
                 why = "it killed the process that decoded it" if died else f"it took longer than {ITEM_LIMIT_S:.0f} s to decode"
@@ -241,11 +241,13 @@ def beside(work: Iterable[Work], apart: Apart) -> Iterator[Row | Rejected]:
 
 
 def first_of(coming: deque[Underway], apart: Apart) -> Iterator[Row | Rejected]:
-    """What became of the first handful; of all, one at a time, where the process did not get through it."""
+    """What became of the first handful; of all, one at a time, where the process did not get through it (it ends itself if an item
+    takes too long).
+    """
     first = coming.popleft()
     try:
-        yield from first.begun.result(timeout=ITEM_LIMIT_S)
-    except (BrokenProcessPool, TimeoutError, CancelledError):  # cancelled: another thread has ended the process
+        yield from first.begun.result()
+    except (BrokenProcessPool, CancelledError):  # cancelled: another thread has ended the process
         again = [each for underway in (first, *coming) for each in underway.handful]
         coming.clear()
         apart.renew(first.pool)
@@ -283,12 +285,12 @@ class Apart:
         self._pool = self._new()
         self._renewing = Lock()
 
-    def begin(self, handful: list[Work]) -> Underway:
-        """Its result raises BrokenProcessPool where the process died."""
+    def begin(self, handful: list[Work], *, watched: bool = True) -> Underway:
+        """Its result raises BrokenProcessPool where the process died; of too long an item too, where it is watched."""
         with self._renewing:
             pool = self._pool
             try:
-                begun = pool.submit(converted, handful)
+                begun = pool.submit(watched_ones if watched else converted, handful)
             except BrokenProcessPool as error:  # it has died of an earlier one, which nobody has asked for yet
                 begun = Future()
                 begun.set_exception(error)
@@ -323,6 +325,12 @@ def begin_apart(how: Conversion) -> None:
 def converted(handful: list[Work]) -> list[Row | Rejected]:
     assert _how is not None
     return [each if isinstance(each, Rejected) else _how(each[1], each[0], each[2]) for each in handful]
+
+
+def watched_ones(handful: list[Work]) -> list[Row | Rejected]:
+    """In this process, which ends if an item takes too long."""
+    assert _how is not None
+    return list(directly(handful, _how))
 
 
 _how: Conversion | None = None  # of the process that `Apart` began

@@ -32,6 +32,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse, async_save
 
 from sightline.models.towers import Towers
+from sightline.pipelines.corpus.object_store import needs_package
 from sightline.pipelines.train.optim import Ema
 
 TIMEOUT = timedelta(seconds=300)  # when a rank hangs
@@ -68,7 +69,10 @@ class Place:
 
     def __init__(self, location: str | Path) -> None:
         self.root = str(location).rstrip("/")
-        self._files, base = fsspec.core.url_to_fs(self.root)
+        try:
+            self._files, base = fsspec.core.url_to_fs(self.root)
+        except ImportError as error:
+            raise needs_package(self.root, error) from None
         self._base = base.rstrip("/")
         self._on_disk = "://" not in self.root
 
@@ -115,7 +119,10 @@ def complete(location: str | Path, run_id: str) -> list[Checkpoint]:
     for folder in place.folders():
         sizes = place.sizes(folder)
         if MARKER in sizes:
-            record = place.read(f"{folder}/{MARKER}")
+            try:
+                record = place.read(f"{folder}/{MARKER}")
+            except FileNotFoundError:
+                continue  # a newer one has superseded it meanwhile
             if record["run_id"] == run_id and all(sizes.get(name) == size for name, size in record["files"].items()):
                 found.append(Checkpoint(f"{place.root}/{folder}", record["step"], record["loss"], record["read"]))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
@@ -154,9 +161,11 @@ def _cause(error: BaseException) -> BaseException:
 class Checkpoints:
     """A run's checkpoints, and the one save that may be under way. Every method is called by all ranks."""
 
-    def __init__(self, location: str | Path, run_id: str, *, keep: int = 2, best_by: str = "") -> None:
-        """`keep` of the newest stay, and the one whose `scores.json` has most of `best_by` (and those without scores yet)."""
-        self._place, self._run_id, self._keep, self._best_by = Place(location), run_id, keep, best_by
+    def __init__(self, location: str | Path, run_id: str, *, keep: int = 2, best_by: str = "", scored: bool = False) -> None:
+        """`keep` of the newest stay, and the one whose `scores.json` has most of `best_by`; where there will be scores (`scored`),
+        those without them too.
+        """
+        self._place, self._run_id, self._keep, self._best_by, self._scored = Place(location), run_id, keep, best_by, scored
         group = dist.new_group(backend="gloo", timeout=TIMEOUT)
         assert isinstance(group, dist.ProcessGroup)
         self._group = group
@@ -199,7 +208,7 @@ class Checkpoints:
         try:
             written.result()
             self._place.publish(f"{folder}/{MARKER}", record | {"files": self._place.sizes(folder)})
-            prune(self._place, self._keep, self._best_by)
+            prune(self._place, self._keep, self._best_by, scored=self._scored)
         except (Exception, CheckpointException) as error:  # whatever it is: the training thread raises it, in `finish`
             marker.set_exception(error)
         else:
@@ -234,14 +243,15 @@ class Checkpoints:
         self._stager.close()
 
 
-def prune(place: Place, keep: int, best_by: str) -> None:
-    """Remove checkpoints that newer complete ones supersede, and what interrupted saves left."""
+def prune(place: Place, keep: int, best_by: str, *, scored: bool = False) -> None:
+    """Remove checkpoints that newer complete ones supersede, and what interrupted saves left; see `Checkpoints`."""
     files = {folder: place.sizes(folder) for folder in place.folders()}
     whole = [folder for folder, sizes in files.items() if MARKER in sizes]
     stay = set(whole[-keep:])
+    if scored or best_by:
+        stay |= {folder for folder in whole if SCORES not in files[folder]}
     if best_by:
         scores = {folder: place.read(f"{folder}/{SCORES}")[best_by] for folder in whole if SCORES in files[folder]}
-        stay |= {folder for folder in whole if folder not in scores}
         stay |= {max(scores, key=lambda folder: (scores[folder], folder))} if scores else set()
     for folder in files:
         if folder not in stay:

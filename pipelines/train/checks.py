@@ -206,7 +206,7 @@ def mask_classes(
     check_names(held_out, classes.names)
     assert model.dense is not None
     if classes.background != model.dense.background:
-        there = "has" if classes.background else "has no"
+        there = "has a" if classes.background else "has no"
         raise ValueError(f"the corpus {there} background class; give model.dense.background={str(classes.background).lower()}")
     names = model.classes or tuple(name for name in labels_present(corpus, rows) if name not in held_out)
     check_names(names, [name for name in classes.names if name not in held_out])

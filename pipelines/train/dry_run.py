@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sightline.models.flops import cost
 from sightline.models.sharding import STATE_BYTES
 from sightline.pipelines.corpus.reader import Corpus
+from sightline.pipelines.train.locked import count_parameters
 from sightline.pipelines.train.spec import RunSpec, samples_of, select_rows
 
 
@@ -19,7 +20,8 @@ class RunPlan:
         rows, epochs: what is trained on, and how often.
         pairs: samples in all.
         parameters: of both towers.
-        state_bytes_ddp, state_bytes_fsdp: weights, gradients and optimizer state that each worker holds.
+        state_bytes_ddp, state_bytes_fsdp: weights, gradients and optimizer state that each worker holds, without towers whose
+            outputs are kept instead.
         flops_per_pair, flops: of training; a locked image tower's single pass over the rows is in `flops` alone.
     """
 
@@ -45,7 +47,7 @@ def plan_run(spec: RunSpec, workers: int) -> RunPlan:
     price = cost(spec.model, spec.contrasted)
     pairs = spec.steps * spec.global_batch
     once = len(rows) * price.locked
-    state = STATE_BYTES * price.parameters
+    state = STATE_BYTES * count_parameters(spec.model)
     return RunPlan(
         run=f"{spec.recipe}-{spec.run_id}",
         precision=spec.precision,

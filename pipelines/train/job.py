@@ -103,7 +103,7 @@ def _fit(spec: RunSpec, launch: Launch, show: Callable[[Step], None], say: Calla
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     progress: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Progress).remote()
     seen: list[News] = []
-    finished = threading.Event()
+    finished, failed = threading.Event(), threading.Event()
 
     def pull() -> None:
         for news in ray.get(progress.since.remote(len(seen))):
@@ -120,11 +120,17 @@ def _fit(spec: RunSpec, launch: Launch, show: Callable[[Step], None], say: Calla
 
     threads = [threading.Thread(target=watch, daemon=True, name="training-progress")]
     if launch.evaluate:
-        threads.append(threading.Thread(target=_evaluate, args=(spec, launch, finished, say), daemon=True, name="evaluation"))
+        threads.append(
+            threading.Thread(target=_evaluate, args=(spec, launch, finished, failed, say), daemon=True, name="evaluation")
+        )
     for thread in threads:
         thread.start()
     try:
-        _trainer(spec, launch, progress).fit()
+        try:
+            _trainer(spec, launch, progress).fit()
+        except BaseException:
+            failed.set()
+            raise
     except TrainingFailedError as error:
         raise _as_the_users(error) from error
     except RayError as error:
@@ -164,17 +170,28 @@ def _trainer(spec: RunSpec, launch: Launch, progress: Any) -> TorchTrainer:
     )
 
 
-def _evaluate(spec: RunSpec, launch: Launch, finished: threading.Event, say: Callable[[str], None]) -> None:
-    """Give every complete checkpoint to a Ray task, one at a time; after the training, those that are left."""
+def _evaluate(
+    spec: RunSpec, launch: Launch, finished: threading.Event, failed: threading.Event, say: Callable[[str], None]
+) -> None:
+    """Give every complete checkpoint to a Ray task, one at a time; after a training that did not fail, those that are left."""
     task = ray.remote(num_cpus=1, num_gpus=0, max_retries=1)(validate)
+    without: set[str] = set()
     while True:
         ended = finished.wait(LOOK_S)
         for checkpoint in waiting(spec, launch):
+            if checkpoint.path in without:
+                continue
+            scores = task.remote(spec, launch, checkpoint)
+            while not ray.wait([scores], timeout=LOOK_S)[0] and not failed.is_set():
+                pass
+            if failed.is_set():
+                return
             try:
-                metrics = ray.get(task.remote(spec, launch, checkpoint))
+                metrics = ray.get(scores)
             except RayError as error:
                 say(f"step {checkpoint.step:,} could not be evaluated, training goes on: {str(error).strip().splitlines()[-1]}")
-                return
+                without.add(checkpoint.path)
+                continue
             say(f"step {checkpoint.step:,} on {launch.evaluate}: {summary(metrics)}")
         if ended:
             prune(Place(launch.saved_at), launch.keep, launch.keep_best)

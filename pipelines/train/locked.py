@@ -143,7 +143,9 @@ def features(
         ways = [image_BCHW, image_BCHW.flip(-1)] if mirrored else [image_BCHW]
         return torch.stack([torch.cat(taps(trunk, way, head.taps), dim=1) for way in ways], dim=1)
 
-    if not path.is_file():
+    there = [path.is_file()]
+    dist.broadcast_object_list(there, src=0)  # one answer for all ranks, also where a network file system lags
+    if not there[0]:
         head = config.dense
         encode = partial(maps, head) if head else trunk
         trunk.to(device)

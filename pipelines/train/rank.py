@@ -219,7 +219,9 @@ def set_up(spec: RunSpec, launch: Launch, corpus: Corpus, say: Callable[[str], N
         labelled=labelled,
         masked=masked,
         backward=spec.objective.prepare(tokenizer, share, texts, launch.at_once),
-        checkpoints=Checkpoints(launch.saved_at, spec.run_id, keep=launch.keep, best_by=launch.keep_best),
+        checkpoints=Checkpoints(
+            launch.saved_at, spec.run_id, keep=launch.keep, best_by=launch.keep_best, scored=bool(launch.evaluate)
+        ),
         clock=clock,
     )
 

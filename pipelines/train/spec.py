@@ -194,7 +194,8 @@ def resolve(spec: RunSpec, corpus: Corpus, *, bf16_available: bool) -> RunSpec:
     """
     check_ranges(spec)
     rows, view = select_rows(corpus, spec.data)
-    what = f"split {spec.data.split!r}" + (f" that pass {' and '.join(spec.data.filters)}" if view else "")
+    what = "all splits" if spec.data.split is None else f"split {spec.data.split!r}"
+    what += f" that pass {' and '.join(spec.data.filters)}" if view else ""
     samples = len(samples_of(corpus, rows, spec.data))
     if samples < spec.global_batch:
         raise ValueError(

@@ -7,6 +7,7 @@ the run has a line for each.
 from __future__ import annotations
 
 import json
+import os
 
 import torch
 from torch.distributed.checkpoint import state_dict_loader
@@ -41,9 +42,15 @@ def validate(spec: RunSpec, launch: Launch, checkpoint: Checkpoint) -> dict[str,
     metrics = evaluate(restore(spec, corpus, place, folder), corpus, launch.evaluate).metrics
     if launch.keep_best and launch.keep_best not in metrics:
         raise ValueError(f"there is no metric {launch.keep_best!r}; --keep-best may be {', '.join(sorted(metrics))}")
+    # First the line: a checkpoint that has scores is not evaluated again, so that a kill in between may cost a second line only.
+    with (launch.run_dir / NAME).open("ab+") as file:
+        file.seek(0, os.SEEK_END)
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # cut off by a kill
+                file.write(b"\n")
+        file.write(json.dumps({"step": checkpoint.step, **metrics}).encode() + b"\n")
     place.publish(f"{folder}/{SCORES}", metrics)
-    with (launch.run_dir / NAME).open("a") as file:
-        file.write(json.dumps({"step": checkpoint.step, **metrics}) + "\n")
     return metrics
 
 

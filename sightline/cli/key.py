@@ -28,10 +28,11 @@ def key(
     """
     from sightline.serve.keys import make, read
 
-    if file.exists() and any(known.name == name for known in read(file)):
+    if file.exists() and any(known.name == name for known in read(file, least=0)):
         raise ValueError(f"{file} has a key for {name} already; take that line out first, or choose another name")
     secret, made = make(name, rate)
+    cut = file.exists() and (before := file.read_text()) != "" and not before.endswith("\n")
     with file.open("a") as lines:
-        lines.write(made.line() + "\n")
+        lines.write("\n" * cut + made.line() + "\n")
     file.chmod(0o600)
     emit({"name": name, "key": secret, "file": str(file)}, json, secret)

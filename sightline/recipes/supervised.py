@@ -84,7 +84,7 @@ def imagenette_finetune() -> RunSpec:
             preprocess=Preprocess(size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD),
         ),
         objective=Classification(label_smoothing=0.1),
-        data=DataConfig(split="train", augment=Augment(crop_area=(0.5, 1.0), flip=0.5)),
+        data=DataConfig(split="train", augment=Augment(crop_area=(0.85, 1.0), flip=0.5)),
         optim=OptimConfig(lr=5e-4, warmup_steps=5, weight_decay=0.05, beta2=0.999, layer_decay=0.3),
         steps=40,
         global_batch=50,

@@ -27,6 +27,14 @@ def test_shortest_side_and_centre_crop_as_torchvision_does_them(height: int, wid
     assert (Preprocess(size=64).pixels(rgb).int() - theirs.int()).abs().max() <= 2
 
 
+def test_of_a_line_the_middle_stands_for_the_whole() -> None:
+    line_HWC = np.random.default_rng(1).integers(0, 256, (1, 200_000, 3), dtype=np.uint8)  # 30 GB at 224 pixels of height
+    middle_HWC = line_HWC[:, 100_000 - 16 : 100_000 + 16]
+    for turned in (lambda image: image, lambda image: image.swapaxes(0, 1)):
+        pixels = Preprocess(size=224).pixels(turned(line_HWC))
+        torch.testing.assert_close(pixels, Preprocess(size=224).pixels(turned(middle_HWC)), rtol=0, atol=0)
+
+
 def test_squash_changes_the_aspect() -> None:
     assert Preprocess(size=32, resize="squash").pixels(photo(50, 90)).shape == (3, 32, 32)
 

@@ -146,7 +146,11 @@ def test_world_size_and_interruption_change_nothing(street: Corpus, digits: Corp
     torch.testing.assert_close(digits_model.embed_images(image), load(source).embed_images(image))
     with pytest.raises(ValueError, match="has a decoder for masks"):
         refuse(specs[1].model, "onnx")
-    assert plan_run(specs[0], workers=1).flops > 0
+    plan = plan_run(specs[0], workers=2)
+    weights = load_file(tmp_path / "one" / "0" / "artifact" / "weights.safetensors")
+    assert plan.flops > 0
+    held = sum(weights[name].numel() for name in weights if not name.startswith(("text.", "visual.trunk.")))
+    assert plan.state_bytes_ddp == 16 * held < 16 * plan.parameters and plan.state_bytes_fsdp == 8 * held
 
 
 def test_what_is_kept_of_a_frozen_tower_and_its_mask_are_mirrored_together(street: Corpus, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_mask_is_that_of_the_model(engine: Engine, model: Clip) -> None:
     rgb_HWC = np.array(picture(70, 50))
     got, want = engine.segmentation(rgb_HWC, LABELS), segment(model, rgb_HWC, LABELS)
     np.testing.assert_array_equal(got.label_map_HW, want.label_map_HW)
-    np.testing.assert_allclose(got.scores_LHW, want.scores_LHW, atol=1e-4)
+    np.testing.assert_allclose(got.small.scores_LHW, want.scores_LHW, atol=1e-4)
 
 
 def test_a_large_image_is_segmented_smaller_and_answered_at_its_own_size(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,4 +109,4 @@ def test_a_large_image_is_segmented_smaller_and_answered_at_its_own_size(engine:
     assert 25_000 < len(LABELS) * small[0].size <= 30_000
     enlarged = Image.fromarray(small[0]).resize((301, 203), Image.Resampling.NEAREST)
     np.testing.assert_array_equal(found.label_map_HW, np.asarray(enlarged))
-    assert found.scores_LHW.shape == (len(LABELS), 203, 301)
+    assert found.small.scores_LHW[0][found.at].shape == (203, 301)

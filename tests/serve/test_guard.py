@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from torch import Tensor
 
 from sightline.serve import keys as keys_module
+from sightline.serve.app import Options
 from sightline.serve.guard import Front
 from sightline.serve.http import build
 from sightline.serve.keys import ApiKey, Bucket, Gate, make, read
@@ -114,11 +115,20 @@ def test_the_command_makes_keys_and_keeps_hashes(cli_inline: InlineCommandLine, 
     assert secret not in (tmp_path / "keys.txt").read_text()
     again = cli_inline("key", "alice")
     assert again.exit_code == 2 and "a key for alice already" in again.stderr
+    for left in ("", f"bob {'0' * 64}"):  # as editors leave a file: empty, or without its last line end
+        (tmp_path / "keys.txt").write_text(left)
+        cli_inline("key", "alice")
+        assert [key.name for key in read(tmp_path / "keys.txt")] == [*left.split()[:1], "alice"]
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("", "nobody could ask"), ("alice", "line 1 is no key"), (f"a {'0' * 64}\na {'1' * 64}", "comes twice")],
+    [
+        ("", "nobody could ask"),
+        ("alice", "line 1 is no key"),
+        (f"a {'0' * 64}\na {'1' * 64}", "comes twice"),
+        (f"a {'0' * 64} 0", "give more than 0"),
+    ],
 )
 def test_a_file_of_keys_that_cannot_be_used(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "keys.txt").write_text(text)
@@ -126,6 +136,19 @@ def test_a_file_of_keys_that_cannot_be_used(tmp_path: Path, text: str, says: str
         read(tmp_path / "keys.txt")
     with pytest.raises(FileNotFoundError, match="sightline key"):
         read(tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"name": "a b", "sha256": "0" * 64}, "cannot name a key"),
+        ({"name": "a", "sha256": "A" * 64}, "64 small hexadecimal digits"),
+        ({"name": "a", "sha256": "0" * 64, "per_s": 0}, "give more than 0"),
+    ],
+)
+def test_keys_of_a_deployment_are_looked_at_too(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Options.model_validate({"model": "m", "keys": [fields]})
 
 
 # ------------------------------------------------------------------------------------- room and deadline
@@ -203,7 +226,27 @@ def test_a_deadline_that_is_no_number(served_by: Open, given: str) -> None:
 
 def test_only_this_machine_may_ask_where_it_listens_for_itself(served_by: Open) -> None:
     assert "--host lets others in" in detail(served_by(peers=frozenset({"127.0.0.1"})).get("/"), 403)  # the client is "testclient"
-    assert served_by(peers=frozenset({"testclient"})).get("/").status_code == 200
+    client = served_by(peers=frozenset({"testclient", "127.0.0.1", "::1"}))
+    for host in ("127.0.0.1:8000", "localhost", "LOCALHOST:8000", "[::1]:8000"):
+        assert client.get("/", headers={"Host": host}).status_code == 200
+    for host in (
+        "page.example",
+        "page.example:8000",
+        "[::2]",
+        "127.0.0.1.page.example",
+    ):  # names that were made to mean this machine
+        assert "answers its own machine only" in detail(client.get("/v1/labels", headers={"Host": host}), 403)
+
+
+def test_a_prefix_among_other_applications_is_no_way_around(service: Service) -> None:
+    key, kept = make("alice", None)
+    app = build(service, Front(keys=(kept,)))
+    with TestClient(app, root_path="/vision", raise_server_exceptions=False) as client:
+        for path in ("/vision/v1/labels", "/vision/v1/models", "/v1/labels"):
+            assert client.get(path).status_code == 401
+            assert client.get(path, headers={"X-API-Key": key}).status_code == 200
+        assert client.post("/vision/classify", json={}).status_code == 401
+        assert client.post("/vision/classify", json={}, headers={"X-API-Key": key}).status_code == 422
 
 
 def test_pages_from_elsewhere_may_ask_only_if_they_are_listed(served_by: Open) -> None:

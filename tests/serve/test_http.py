@@ -288,6 +288,18 @@ def test_an_image_is_unknown_where_something_else_fits_better(client: TestClient
         assert answer["known"]["rule"] == "logit"
 
 
+def test_labels_that_leave_nothing_to_compare_with(client: TestClient, png: bytes) -> None:
+    asked = {"image": data_url(png), "labels": list(COMMON_STUFF), "unknown": True}
+    assert "give a threshold" in detail(client.post("/v1/classify", json=asked), 422)
+    assert client.post("/v1/classify", json=asked | {"threshold": 0}).status_code == 200
+
+
+def test_a_line_is_an_image_like_another(client: TestClient) -> None:
+    for size in ((200_000, 1), (1, 200_000)):
+        body = encoded(picture(*size))
+        assert client.post("/v1/classify", files={"image": body}, data={"labels": "a,b"}).status_code == 200
+
+
 @pytest.mark.parametrize("rule", ["logit", "probability", "energy"])
 def test_a_threshold_decides_by_the_rule(client: TestClient, png: bytes, rule: str) -> None:
     asked = {"image": data_url(png), "labels": LABELS, "rule": rule}
@@ -410,6 +422,14 @@ def test_too_many_images_and_maps(client: TestClient, png: bytes) -> None:
     assert "12; one request takes 8" in detail(
         client.post("/v1/segment", files=files, data={"labels": "a,b", "format": "scores"}), 422
     )
+    client.put("/v1/labels/two", json={"labels": "a,b"})
+    several = {"images": [data_url(png)] * 6, "label_set": "two"}
+    assert "12; one request takes 8" in detail(client.post("/v1/segment", json=several | {"format": "scores"}), 422)
+    client.put("/v1/labels/names", json={"labels": ["|".join("abcdefghijklmnopqrstuvw"), "|".join("ABCDEFGHIJKLMNOPQRSTUVW")]})
+    for labels in ({"label_set": "names"}, {"labels": ["|".join("abcdefghijklmnopqrstuvw"), "|".join("ABCDEFGHIJKLMNOPQRSTUVW")]}):
+        assert "46 names between them; one request takes 40" in detail(
+            client.post("/v1/segment", json={"image": data_url(png)} | labels), 422
+        )
     alone = {"Accept": "image/png"}
     assert "of one image" in detail(client.post("/v1/segment", files=files, data={"labels": "a"}, headers=alone), 422)
 

@@ -62,7 +62,7 @@ def test_a_public_image_is_fetched(site: str) -> None:
     [
         ("/photo.png", 100, 413, "it may have 100 bytes"),
         ("/page", 100_000, 400, "not an image"),
-        ("/away", 100_000, 400, "blocked address"),
+        ("/away", 100_000, 400, "cannot be reached"),
     ],
 )
 def test_what_is_no_public_image_is_refused(site: str, path: str, most: int, status: int, says: str) -> None:
@@ -77,3 +77,5 @@ def test_a_service_that_fetches_reaches_nothing_of_its_own_network(site: str, se
         for url in (f"{site}/photo.png", "http://[::1]/x", "http://169.254.169.254/latest", "https://user:secret@example.com/"):
             said = detail(client.post("/v1/classify", json={"image": url, "labels": "a"}), 400)
             assert "send the bytes" in said and url not in said
+        urls = {"images": [f"{site}/photo.png"] * 9, "labels": "a"}
+        assert "9 images by URL are too many; one request takes 8" in detail(client.post("/v1/classify", json=urls), 422)

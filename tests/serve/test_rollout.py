@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,19 @@ def test_a_plan_that_makes_no_sense() -> None:
     plan = Plan("/a", 1, (part("a"),))
     with pytest.raises(ValueError, match="nothing to go back to"):
         plan.back()
+    with pytest.raises(ValueError, match="all that is served"):
+        plan.changed("/a", "a" * 8, 0.5)
     for share in (0, 1.1):
         with pytest.raises(ValueError, match=r"as in 0\.1"):
             plan.changed("/b", "b" * 8, share)
+
+
+def test_the_same_command_again_keeps_the_way_back() -> None:
+    for share in (0.1, 1.0):
+        plan = Plan("/a", 1, (part("a"),)).changed("/b", "b" * 8, share)
+        again = plan.changed("/b", "b" * 8, share)
+        assert (again.parts, again.before, again.version) == (plan.parts, (part("a"),), 3)
+        assert again.back().parts == (part("a"),)
 
 
 def test_the_first_replica_begins_the_plan_and_another_configuration_begins_its_own() -> None:
@@ -169,6 +180,33 @@ def test_a_model_that_does_not_prove_itself_changes_nothing(pair: tuple[Path, Pa
     assert [share.served.model.name for share in replica.service.shares] == ["old"]
     plan = replica.rollouts.plan()
     assert plan is not None and [one.model for one in plan.parts] == [str(pair[0])]
+
+
+def test_whatever_keeps_a_replica_from_a_model_is_told_and_a_mended_one_is_not_blamed_for_it(pair: tuple[Path, Path]) -> None:
+    rollouts = Rollouts(MemoryBoard())
+    plan = rollouts.start("/a", "a" * 8)
+    begun, go = threading.Event(), threading.Event()
+
+    def load_it(model: str, pinned: str) -> Served:
+        if model == "/large":
+            raise RuntimeError("out of memory")
+        begun.set()
+        assert go.wait(30)
+        return load(str(pair[1]), "float32")
+
+    having = [replace(load(str(pair[0]), "float32"), artifact="a" * 8)]
+    follower = Follower(rollouts, "one", load_it, lambda wanted: None, having, plan)
+    rollouts.put(plan := plan.changed("/large", "l" * 8, 1))
+    assert follower.follow() is None
+    assert rollouts.reports()["one"].error == "out of memory" and rollouts.reports()["one"].version == plan.version
+    rollouts.put(plan.changed("/mended", "m" * 8, 1))
+    thread = threading.Thread(target=follower.follow)
+    thread.start()
+    assert begun.wait(30)
+    follower.report()  # another thread's, while it loads
+    assert rollouts.reports()["one"].error is None
+    go.set()
+    thread.join()
 
 
 def test_a_folder_that_changed_since_it_was_rolled_out_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:

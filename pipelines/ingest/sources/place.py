@@ -199,7 +199,8 @@ def file_size(path: Place) -> int | None:
         if not isinstance(path, Path):
             with reachable(path):
                 info = path.fs.info(path.path)
-            return info.get("size") if info["type"] == "file" else None
+            # A web server need not say how long a file is.
+            return int(info.get("size") or 0) if info["type"] == "file" else None
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -212,11 +213,12 @@ def file_size(path: Place) -> int | None:
 
 def sizes(root: Place) -> Callable[[str], int | None]:
     """Gives the sizes of files below a root by relative name, as `file_size` does: locally one look per file, elsewhere one
-    listing for all of them.
+    listing for all of them, and a look at those that it has without a size.
     """
     if isinstance(root, Path):
         return lambda name: file_size(root / name)
-    return dict(walk(root)).get
+    listed = dict(walk(root))
+    return lambda name: file_size(at(root, name)) if name in listed and listed[name] is None else listed.get(name)
 
 
 def at(root: Place, name: str) -> Place:
