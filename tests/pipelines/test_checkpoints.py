@@ -184,6 +184,8 @@ def test_the_newest_stay_and_the_best_and_those_without_a_score(tmp_path: Path) 
     (fake(tmp_path, 45) / checkpoints.MARKER).unlink()  # a save that was interrupted
     checkpoints.prune(checkpoints.Place(tmp_path), keep=2, best_by="top1")
     assert [path.name[5:13] for path in sorted(tmp_path.iterdir())] == ["00000020", "00000030", "00000050", "00000060"]
+    checkpoints.prune(checkpoints.Place(tmp_path), keep=1, best_by="", scored=True)  # while scores are still to come
+    assert [path.name[5:13] for path in sorted(tmp_path.iterdir())] == ["00000030", "00000060"]
     checkpoints.prune(checkpoints.Place(tmp_path), keep=1, best_by="")
     assert [path.name[5:13] for path in sorted(tmp_path.iterdir())] == ["00000060"]
 

@@ -77,7 +77,7 @@ def test_a_run_is_read_as_training_left_it(scored: Scored) -> None:
     spec = spec_of("clip_demo")
     folder = scored(spec, {20: 0.2, 10: 0.1})
     with (folder / "validation.jsonl").open("a") as file:
-        file.write('{"step": 30, "top1": 0.3, "imag\n')  # a kill
+        file.write('{"step": 30, "top1": 0.3, "imag')  # a kill
     scored(spec, {20: 0.25})  # a checkpoint that was made again
     run = read(folder)
     assert run.spec.run_id == spec.run_id and [(step, one["top1"]) for step, one in run.scores.items()] == [(10, 0.1), (20, 0.25)]

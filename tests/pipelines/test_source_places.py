@@ -6,7 +6,10 @@ import csv
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pyarrow as pa
@@ -49,6 +52,21 @@ def test_every_kind_reads_the_same_from_every_file_system(place: Any) -> None:
         assert set(bytes_of(source).values()) >= set(images.values())
         if kind in ("captions_table", "flickr_tokens", "parquet"):
             assert {item.captions for item in found.values()} == {(NFD,)}
+
+
+def test_a_web_servers_files_have_no_sizes_in_its_listing(tmp_path: Path) -> None:
+    put(tmp_path, {"captions.csv": "image,caption\na.jpg,one\nb.jpg,two\nc.jpg,three\n", "a.jpg": b"1", "images/b.jpg": b"22"})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        source = open_source(f"http://127.0.0.1:{server.server_port}/captions.csv")
+        found = items(source)
+        assert {key: item.nbytes for key, item in found.items()} == {"a.jpg": 1, "b.jpg": 2, "c.jpg": None}
+        assert codes(found) == {"c.jpg": "missing"}
+        assert source.read(found["b.jpg"].image) == b"22"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_source_in_s3_is_listed_by_few_calls(s3: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:

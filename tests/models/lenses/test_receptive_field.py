@@ -53,6 +53,13 @@ def test_fields_are_those_of_the_literature(net: type[nn.Module], layer: str, si
     assert (field.y.size, field.x.size, field.y.stride, field.everywhere) == (size, size, stride, False)
 
 
+def test_what_sees_how_much_depends_on_the_images_size_is_left_out() -> None:
+    assert (
+        receptive_fields(torchvision.models.vgg16())[-1].name == "features.30"
+    )  # before it pools to 7 x 7 cells, and after the rest
+    assert receptive_fields(torchvision.models.resnet18())[-1].field.everywhere
+
+
 def test_inception_has_the_largest_of_its_branches() -> None:
     fields = receptive_fields(timm.create_model("inception_v3"))
     assert fields[-1].field.everywhere and fields[-1].field.y == Axis(-618, 692, 32)  # 1311 pixels: Araujo et al., table 1
