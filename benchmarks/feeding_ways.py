@@ -139,12 +139,12 @@ def bare(work: Path, workers: int) -> Batches:
 def inline_feed(work: Path, workers: int) -> Any:
     from sightline.models.augment import Augment
     from sightline.pipelines.corpus.reader import Corpus
-    from sightline.pipelines.feed.inline import InlineFeed, pixel_loader
+    from sightline.pipelines.feed.inline import InlineFeed, PixelLoader
     from sightline.pipelines.feed.order import Samples
 
     corpus = Corpus.open(work / "corpus")
     return InlineFeed(
-        pixel_loader(corpus, Augment(), PREPROCESS, "bench"), Samples(corpus.select()), "bench", BATCH, threads=workers
+        PixelLoader(corpus, Augment(), PREPROCESS, "bench"), Samples(corpus.select()), "bench", BATCH, threads=workers
     )
 
 

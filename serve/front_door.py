@@ -7,7 +7,7 @@ cannot repeat, and that is not the first of its connection, is lost: HAProxy clo
 
 Ray writes HAProxy's configuration, has no setting for that, lets its statistics and metrics listen on all interfaces, and anybody
 use its admin socket. Ray also lets one name the program to start, so what it starts is a script that mends those before HAProxy
-reads them.
+reads them. HAProxy would outlive a service that is killed, and keep its port: the script leaves somebody behind who sees to that.
 
 Ray reads these settings when `ray.serve` is imported, and hands them on to the processes that it starts.
 """
@@ -34,13 +34,15 @@ if [ -n "$config" ]; then
   for wanted in 'bind 127.0.0.1:METRICS' 'bind 127.0.0.1:STATS' 'mode 600 level' 'option http-buffer-request'; do
     grep -q "$wanted" "$config" || { echo "sightline: no '$wanted' in HAProxy's file; this Ray writes another" >&2; exit 1; }
   done
+  (while kill -0 OWNER && kill -0 $$; do sleep 1; done; kill $$) </dev/null >/dev/null 2>&1 &
 fi
 exec 'HAPROXY' "$@"
 """
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Ray's settings, in a folder and on ports that no other service has; set them before `ray.serve` is imported.
+    """Ray's settings, in a folder and on ports that no other service has, for as long as this process lives; set them before
+    `ray.serve` is imported.
 
     Args:
         folder: for HAProxy's own files, as long as the service lasts.
@@ -55,7 +57,7 @@ def environment(folder: Path) -> dict[str, str]:
 
     metrics, stats = free_ports(2)
     script = folder / "haproxy"
-    text = SCRIPT.replace("METRICS", str(metrics)).replace("STATS", str(stats))
+    text = SCRIPT.replace("METRICS", str(metrics)).replace("STATS", str(stats)).replace("OWNER", str(os.getpid()))
     text = text.replace("TIMEOUT", f"timeout http-request {REQUEST_S}s")
     script.write_text(text.replace("HAPROXY", get_haproxy_binary()))
     script.chmod(0o700)

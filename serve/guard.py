@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sightline.serve.deadline import set_deadline
 from sightline.serve.keys import ApiKey, Gate
 from sightline.serve.metrics import Metrics
-from sightline.serve.problems import ProblemError, respond
+from sightline.serve.problems import ProblemError, failed, respond
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 LOG = logging.getLogger("sightline.serve")
@@ -107,8 +107,9 @@ class Guard:
                 await respond(problem)(scope, receive, answering)
                 return
             await self._app(scope, receive, answering)
-        except BaseException:
-            record.status = record.status or 500  # the answer itself is made further out
+        except Exception:
+            if not record.status:  # nothing was sent yet
+                await respond(failed())(scope, receive, answering)
             raise
         finally:
             self._under_way -= 1

@@ -33,7 +33,7 @@ class Metrics:
         self.requests = self._counter("requests", "requests that were answered", "path", "status")
         self.request_seconds = self._histogram("request_seconds", "from the request's arrival to its answer's end", SECONDS, "path")
         self.in_flight = self._gauge("in_flight", "requests under way")
-        self.refused = self._counter("refused", "requests and images that were refused", "reason")
+        self.refused = self._counter("refused", "requests that were refused at the door, and images among several", "reason")
         self.queue = self._gauge("queue", "images that wait for the image tower")
         self.batch_size = self._histogram("batch_size", "images of one pass of the image tower", BATCHES)
         self.stage_seconds = self._histogram(

@@ -62,6 +62,11 @@ def respond(problem: ProblemError, headers: dict[str, str] | None = None) -> JSO
     return JSONResponse(body, problem.status, headers=headers, media_type=MEDIA_TYPE)
 
 
+def failed() -> ProblemError:
+    """Of a failure of ours: what it was stands in the log alone."""
+    return ProblemError(500, "internal-error", "the server failed on this request; its log says why")
+
+
 def invalid(errors: Sequence[Any]) -> ProblemError:
     """pydantic's errors as one problem."""
     return ProblemError(422, "invalid-field", sentence(errors))
@@ -112,4 +117,4 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         # Starlette raises the error again after this answer, so that the server's log gets the traceback.
-        return respond(ProblemError(500, "internal-error", "the server failed on this request; its log says why"))
+        return respond(failed())

@@ -22,7 +22,7 @@ from sightline.serve.served import Served
 
 PLAN, REPLICAS = "plan", "replica/"
 POLL_S = 0.5
-SILENT_AFTER_S = 6.0  # a replica that has not reported for that long is gone
+SILENT_AFTER_S, FORGOTTEN_AFTER_S = 6.0, 600.0  # a replica that has not reported for that long is gone
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,11 @@ class Rollouts:
         for name in self._board.names(REPLICAS):
             if value := self._board.get(name):
                 report = Report(**pydantic_core.from_json(value))
-                if time.time() - report.at < SILENT_AFTER_S:
+                silent_s = time.time() - report.at
+                if silent_s < SILENT_AFTER_S:
                     found[name.removeprefix(REPLICAS)] = report
+                elif silent_s > FORGOTTEN_AFTER_S:
+                    self._board.delete(name)
         return found
 
     def carry_out(self, plan: Plan, within_s: float, sleep: Callable[[float], None] = time.sleep) -> int:

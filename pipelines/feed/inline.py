@@ -80,11 +80,6 @@ class PixelLoader:
         return pixels, caption, self.corpus.uid(row)
 
 
-def pixel_loader(corpus: Corpus, options: Augment, preprocess: Preprocess, key: str) -> PixelLoader:
-    """Samples as augmented uint8 pixels [3, S, S]."""
-    return PixelLoader(corpus, options, preprocess, key)
-
-
 def feature_loader(corpus: Corpus, features: dict[int, Tensor], options: Augment, key: str) -> Loader:
     """Samples as the locked trunk's cached features [F]; nothing is decoded."""
 

@@ -33,7 +33,7 @@ from sightline.models.text import get_tokenizer
 from sightline.models.towers import Towers, build
 from sightline.pipelines.corpus.reader import Corpus
 from sightline.pipelines.feed import ledger
-from sightline.pipelines.feed.inline import Batch, InlineFeed, Loader, feature_loader, pixel_loader
+from sightline.pipelines.feed.inline import Batch, InlineFeed, Loader, PixelLoader, feature_loader
 from sightline.pipelines.feed.labels import Labelled, places
 from sightline.pipelines.feed.masks import MaskClasses, Masked
 from sightline.pipelines.train import locked
@@ -197,7 +197,7 @@ def set_up(spec: RunSpec, launch: Launch, corpus: Corpus, say: Callable[[str], N
     elif masked:
         load = masked.load if trunk is None else partial(masked.load_kept, features)
     elif trunk is None:
-        load = pixel_loader(corpus, spec.data.augment, spec.model.preprocess, spec.order_key)
+        load = PixelLoader(corpus, spec.data.augment, spec.model.preprocess, spec.order_key)
     else:
         load = feature_loader(corpus, features, spec.data.augment, spec.order_key)
 

@@ -7,7 +7,7 @@ from sightline.models.augment import Augment, augment
 from sightline.models.codec import decode_rgb
 from sightline.models.preprocess import Preprocess
 from sightline.pipelines.corpus.reader import Corpus
-from sightline.pipelines.feed.inline import InlineFeed, generator, pixel_loader
+from sightline.pipelines.feed.inline import InlineFeed, PixelLoader, generator
 from sightline.pipelines.feed.order import Samples, permute
 
 PREPROCESS = Preprocess(size=32)
@@ -16,7 +16,7 @@ AUGMENT = Augment(shift=3, grey=0.5, grey_removes=("red", "blue"), flip=0.5, cro
 
 def feed(corpus: Corpus, own: slice | None, threads: int) -> InlineFeed:
     rows = corpus.select("train")
-    return InlineFeed(pixel_loader(corpus, AUGMENT, PREPROCESS, "k"), Samples(rows), "k", 24, own, threads)
+    return InlineFeed(PixelLoader(corpus, AUGMENT, PREPROCESS, "k"), Samples(rows), "k", 24, own, threads)
 
 
 def test_batches_are_the_same_at_any_world_size_thread_count_and_start(digits: Corpus) -> None:

@@ -14,7 +14,7 @@ import torch
 from sightline.models.augment import Augment
 from sightline.models.preprocess import Preprocess
 from sightline.pipelines.corpus.reader import Corpus
-from sightline.pipelines.feed.inline import Batch, InlineFeed, feature_loader, pixel_loader
+from sightline.pipelines.feed.inline import Batch, InlineFeed, PixelLoader, feature_loader
 from sightline.pipelines.feed.labels import Labelled
 from sightline.pipelines.feed.masks import MaskClasses, Masked
 from sightline.pipelines.feed.order import Samples
@@ -27,7 +27,7 @@ BATCH = 150  # 150 and 97 take three and two parts, 53 takes one
 
 
 def inline(corpus: Corpus, own: slice | None = None) -> InlineFeed:
-    return InlineFeed(pixel_loader(corpus, AUGMENT, PREPROCESS, "k"), Samples(corpus.select("train")), "k", BATCH, own)
+    return InlineFeed(PixelLoader(corpus, AUGMENT, PREPROCESS, "k"), Samples(corpus.select("train")), "k", BATCH, own)
 
 
 def decoders() -> list[psutil.Process]:

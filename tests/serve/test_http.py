@@ -516,8 +516,8 @@ def test_a_failure_of_ours_is_a_problem_without_secrets(client: TestClient, png:
         raise RuntimeError("/secret/path")
 
     monkeypatch.setattr("sightline.serve.engine.Engine.embed_images", broken)
-    said = detail(client.post("/v1/classify", files={"image": png}, data={"labels": "cat"}), 500)
-    assert "secret" not in said
+    answer = client.post("/v1/classify", files={"image": png}, data={"labels": "cat"}, headers={"X-Request-Id": "mine"})
+    assert "secret" not in detail(answer, 500) and answer.headers["x-request-id"] == "mine"
 
 
 def test_a_model_that_cannot_be_read_densely_says_so(client: TestClient, png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
