@@ -53,6 +53,18 @@ class Feed(Protocol):
         ...
 
 
+def one_ahead(coming: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+    """The same batches, each put together during the step before its own: copying 64 images takes 2 ms."""
+    with ThreadPoolExecutor(1, thread_name_prefix="feed") as taker:
+        try:
+            waiting = taker.submit(next, coming, None)
+            while (batch := waiting.result()) is not None:
+                waiting = taker.submit(next, coming, None)
+                yield batch
+        finally:
+            taker.submit(coming.close).result()
+
+
 def generator(key: str, visit: int, row: int) -> np.random.Generator:
     """The only source of randomness for one visit of a row."""
     digest = hashlib.sha256(f"sl-sample-1/{key}/{visit}/{row}".encode()).digest()
@@ -100,7 +112,7 @@ class InlineFeed:
         global_batch: B, over all ranks.
         own: the places in each batch that are this rank's; None: all.
         threads: how many samples are loaded at once.
-        ahead: how many batches are prepared in advance.
+        ahead: how many batches are prepared in advance; one of them is put together already.
     """
 
     load: Loader
@@ -124,6 +136,9 @@ class InlineFeed:
 
     def batches(self, first: int, last: int) -> Generator[Batch, None, None]:
         """The steps first, ..., last - 1."""
+        yield from one_ahead(self._in_order(first, last))
+
+    def _in_order(self, first: int, last: int) -> Generator[Batch, None, None]:
         with ThreadPoolExecutor(self.threads, thread_name_prefix="feed") as pool:
             pending: deque[list[Future[list[Sample]]]] = deque()
             for step in range(first, last + self.ahead):

@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,7 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionResources
 from ray.exceptions import GetTimeoutError
 
-from sightline.pipelines.feed.inline import Batch, InlineFeed, Loader, PixelLoader
+from sightline.pipelines.feed.inline import Batch, InlineFeed, Loader, PixelLoader, one_ahead
 from sightline.pipelines.feed.labels import Labelled
 from sightline.pipelines.feed.masks import Masked
 
@@ -76,15 +75,7 @@ class RayFeed:
             OSError: an actor cannot read the corpus, which may not be on its machine.
             TimeoutError: the cluster has no room for the actors.
         """
-        coming = self._in_windows(first, last)
-        with ThreadPoolExecutor(1, thread_name_prefix="feed") as taker:  # a batch is put together during the step before its own
-            try:
-                waiting = taker.submit(next, coming, None)
-                while (batch := waiting.result()) is not None:
-                    waiting = taker.submit(next, coming, None)
-                    yield batch
-            finally:
-                taker.submit(coming.close).result()
+        yield from one_ahead(self._in_windows(first, last))
 
     def _in_windows(self, first: int, last: int) -> Generator[Batch, None, None]:
         steps = max(1, self.window // self.parts)
